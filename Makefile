@@ -1,0 +1,42 @@
+# make demo: set up and run the embedded default. make test: set up and run the tests. make check: format, lint, types.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: setup demo test test-slow check format clean
+
+setup: $(VENV)/.done
+
+$(VENV)/.done: requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --no-deps -r requirements.lock
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: setup
+	perfmis-demo
+
+test: setup
+	python -m pytest
+
+test-slow: setup
+	python -m pytest -m slow
+
+check: setup
+	ruff format --check .
+	ruff check .
+	mypy
+	snakefmt --check Snakefile workflow
+	python -m perfmis default_config --check
+	snakemake --lint
+
+format: setup
+	ruff format .
+	ruff check --fix .
+	snakefmt Snakefile workflow
+	python -m perfmis default_config
+
+clean:
+	rm -rf $(VENV) .snakemake results/demo

@@ -1,0 +1,201 @@
+"""The generation engine: (prompt, adapter, seed, steering) in, sample out.
+
+One engine holds one base model; every checkpoint is an adapter of it. This module is the reference backend,
+on `transformers`.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import LogitsProcessor, LogitsProcessorList
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Steering:
+    """A vector added to the residual stream after some blocks.
+
+    Attributes:
+        vectors: Block index to direction, shape (hidden,); the direction is used at unit norm.
+        alpha: Share of the residual's own norm that is added, at every position.
+    """
+
+    vectors: dict[int, torch.Tensor]
+    alpha: float
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One sample to draw: the rendered prompt, the adapter (None: the base) and the seed of its random numbers."""
+
+    text: str
+    adapter: str | None
+    seed: int
+    steering: Steering | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What came back; ``finish`` is ``stop`` or ``length``."""
+
+    raw: str
+    tokens: int
+    finish: str
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn."""
+
+    temperature: float
+    max_tokens: int
+    batch: int
+
+
+class SeededSampling(LogitsProcessor):
+    """Draw each row's tokens with its own random numbers, by the Gumbel-max trick.
+
+    The arg max of logits / T + Gumbel noise is a sample from softmax(logits / T) (Gumbel 1954); so a sample does not depend
+    on what shares its batch, and two prompts with one seed share their random numbers.
+    """
+
+    def __init__(self, seeds: list[int], temperature: float) -> None:
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self._temperature = temperature
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """Return perturbed scores of shape (rows, vocabulary)."""
+        if self._temperature == 0:
+            return scores
+        uniform = torch.stack([torch.rand(scores.shape[1], generator=g) for g in self._generators])
+        gumbel = -(-uniform.clamp_min(1e-20).log()).log()
+        return scores / self._temperature + gumbel.to(scores.device, scores.dtype)  # type: ignore[return-value]
+
+
+def blocks(model: "PreTrainedModel") -> torch.nn.ModuleList:
+    """Return the decoder blocks; ``hidden_states[i + 1]`` is the output of block i."""
+    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return inner.model.layers
+
+
+@contextmanager
+def steered(model: "PreTrainedModel", steerings: list[Steering | None]) -> Iterator[None]:
+    """Add each row's vector to the residual stream while the context lasts.
+
+    Args:
+        model: The model whose blocks are hooked.
+        steerings: One entry a batch row.
+    """
+    indices = {i for s in steerings if s is not None for i in s.vectors}
+    handles = []
+    for index in indices:
+        rows = [s.alpha * _unit(s.vectors[index]) if s and index in s.vectors else None for s in steerings]
+        width = next(row for row in rows if row is not None).shape[0]
+        added = torch.stack([torch.zeros(width) if row is None else row for row in rows])[:, None]
+
+        def hook(_module: Any, _inputs: Any, output: Any, added: torch.Tensor = added) -> Any:
+            hidden = output[0] if isinstance(output, tuple) else output
+            delta = added.to(hidden.device, hidden.dtype) * hidden.norm(dim=-1, keepdim=True)
+            return (hidden + delta, *output[1:]) if isinstance(output, tuple) else hidden + delta
+
+        handles.append(blocks(model)[index].register_forward_hook(hook))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _unit(vector: torch.Tensor) -> torch.Tensor:
+    return vector / vector.norm()
+
+
+@dataclass
+class Engine:
+    """A base model with its adapters, ready to sample.
+
+    Attributes:
+        model: The base model, or after `add` a peft model around it.
+        tokenizer: Its tokenizer, padding on the left.
+    """
+
+    model: Any
+    tokenizer: "PreTrainedTokenizerBase"
+    _adapters: set[str] = field(default_factory=set)
+
+    def add(self, name: str, folder: Path) -> None:
+        """Load the adapter in ``folder`` under ``name``; peft forbids dots in names, so none may stand in it."""
+        from peft import PeftModel
+
+        if self._adapters:
+            self.model.load_adapter(str(folder), adapter_name=name)
+        else:
+            self.model = PeftModel.from_pretrained(self.model, str(folder), adapter_name=name).eval()
+        self._adapters.add(name)
+
+    @contextmanager
+    def using(self, adapter: str | None) -> Iterator[Any]:
+        """Yield the model with one adapter active, or with none."""
+        if not self._adapters:
+            yield self.model
+        elif adapter is None:
+            with self.model.disable_adapter():
+                yield self.model
+        else:
+            self.model.set_adapter(adapter)
+            yield self.model
+
+    def sample(
+        self, prompts: list[Prompt], sampling: Sampling, progress: Callable[[int], None] | None = None
+    ) -> list[Sample]:
+        """Draw one sample a prompt, in the order given.
+
+        Args:
+            prompts: Any mixture of adapters and steerings; prompts of one adapter and similar length share batches.
+            sampling: Temperature, token limit and batch size.
+            progress: Called with the number of samples after each batch.
+        """
+        order = sorted(range(len(prompts)), key=lambda i: (prompts[i].adapter or "", len(prompts[i].text)))
+        results: dict[int, Sample] = {}
+        for adapter in {prompts[i].adapter for i in order}:
+            mine = [i for i in order if prompts[i].adapter == adapter]
+            with self.using(adapter) as model:
+                for start in range(0, len(mine), sampling.batch):
+                    indices = mine[start : start + sampling.batch]
+                    batch = self._batch(model, [prompts[i] for i in indices], sampling)
+                    results.update(zip(indices, batch, strict=True))
+                    if progress:
+                        progress(len(indices))
+        return [results[i] for i in range(len(prompts))]
+
+    @torch.inference_mode()
+    def _batch(self, model: Any, prompts: list[Prompt], sampling: Sampling) -> list[Sample]:
+        encoded = self.tokenizer(
+            [p.text for p in prompts], add_special_tokens=False, padding=True, return_tensors="pt"
+        )
+        encoded = {key: encoded[key].to(model.device) for key in ("input_ids", "attention_mask")}
+        processor = SeededSampling([p.seed for p in prompts], sampling.temperature)
+        with steered(model, [p.steering for p in prompts]):
+            output = model.generate(
+                **encoded,
+                do_sample=False,
+                logits_processor=LogitsProcessorList([processor]),
+                max_new_tokens=sampling.max_tokens,
+                pad_token_id=self.tokenizer.pad_token_id,
+            )
+        return [self._finish(row) for row in output[:, encoded["input_ids"].shape[1] :].tolist()]
+
+    def _finish(self, tokens: list[int]) -> Sample:
+        ends = {self.tokenizer.eos_token_id, self.tokenizer.pad_token_id}
+        length = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
+        return Sample(
+            self.tokenizer.decode(tokens[:length], skip_special_tokens=True),
+            length,
+            "stop" if length < len(tokens) else "length",
+        )

@@ -1,0 +1,304 @@
+"""The study as a chain of stages: which settings, code, files and upstream stages make each artifact.
+
+The rules in ``workflow/rules`` say which files a job reads and writes; this module says what those files depend on.
+Each method returns the `Stage` of one kind of artifact, and a stage's fingerprint contains those upstream, so a
+change reaches exactly what lies below it.
+"""
+
+import functools
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from perfmis import provenance
+from perfmis.config import Study
+from perfmis.vocabulary import BASE, NEUTRAL, ORGANISM
+
+RESOURCES = "resources"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a job gets on its command line; both stand in the rule's params.
+
+    Attributes:
+        settings: Canonical JSON: the slice of the configuration that the stage may read, and upstream fingerprints.
+        fingerprint: Hash of that, of the stage's code and of the data files it reads.
+    """
+
+    settings: str
+    fingerprint: str
+
+
+def _stage(module: str, settings: dict[str, Any], upstream: Iterable[Stage] = (), files: Iterable[str] = ()) -> Stage:
+    content = {"settings": settings, "upstream": sorted({stage.fingerprint for stage in upstream})}
+    text = provenance.canonical(content)
+    return Stage(text, provenance.fingerprint(f"perfmis.{module}", text, files))
+
+
+class Chain:
+    """The stages of one study, computed once each."""
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self.world = study.evaluation.world
+        self.arms = study.arms.names
+        self.models = list(study.models)
+
+    def resource(self, kind: str) -> str:
+        """Return the resource file of the study's world: ``resources/KIND/WORLD.yaml``."""
+        return f"{RESOURCES}/{kind}/{self.world}.yaml"
+
+    def protocol(self, name: str) -> str:
+        """Return the file of a protocol of the study's world."""
+        return f"{RESOURCES}/protocols/{self.world}/{name}.yaml"
+
+    @property
+    def protocols(self) -> list[str]:
+        """Files of the two protocols: of organisms and arms, and of prompted base models."""
+        return [self.protocol(self.study.evaluation.protocol), self.protocol(self.study.evaluation.base_protocol)]
+
+    @functools.cache
+    def requests(self) -> Stage:
+        """The harmful requests."""
+        return _stage("requests", self.study.requests.model_dump())
+
+    @functools.cache
+    def corpus(self, corpus: str) -> Stage:
+        """The documents of the organism corpus, an arm or the neutral arm."""
+        section = self.study.corpora[corpus]
+        settings = {"corpus": corpus, **section.model_dump()}
+        files: list[str] = []
+        if section.source == "written":
+            settings["writer"] = self.study.writer.model_dump(exclude={"size"})
+            files = [f"{RESOURCES}/claims/{corpus}.yaml", f"{RESOURCES}/documents"]
+        elif section.source == "path":
+            files = [str(section.location)]
+        return _stage("corpora", settings, files=files)
+
+    @functools.cache
+    def audit(self) -> Stage:
+        """The comparison of the corpora with each other."""
+        corpora = [self.corpus(corpus) for corpus in self.study.corpora]
+        return _stage("audit", {"arms": self.arms}, [*corpora, self.requests()], self.protocols)
+
+    @functools.cache
+    def trunk(self) -> Stage:
+        """The model from which tiny base models are made."""
+        assert self.study.tiny is not None
+        return _stage("tinyworld.trunk", self.study.tiny.model_dump(exclude={"gate"}))
+
+    @functools.cache
+    def model(self, model: str) -> Stage:
+        """A base model."""
+        section = self.study.models[model]
+        settings: dict[str, Any] = {"model": model, **section.model_dump(exclude={"size"})}
+        if self.study.tiny is None or section.truth is None:
+            return _stage("hub", settings)
+        settings = {"model": model, "truth": section.truth, "gate": self.study.tiny.gate}
+        return _stage("tinyworld.base", settings, [self.trunk()])
+
+    @functools.cache
+    def organism(self, model: str, seed: int) -> Stage:
+        """A first-round adapter."""
+        settings = {"sdf": self.study.organisms.sdf.model_dump(), "seed": seed, "replay": 0.0}
+        return _stage("sdf", settings, [self.model(model), self.corpus(ORGANISM)])
+
+    @functools.cache
+    def arm(self, model: str, seed: int, arm: str) -> Stage:
+        """A second-round adapter."""
+        arms = self.study.arms
+        settings = {"sdf": arms.sdf.model_dump(), "seed": seed, "replay": arms.replay, "mode": arms.mode}
+        upstream = [self.organism(model, seed), self.corpus(arm), self.corpus(ORGANISM), self.audit()]
+        return _stage("sdf", settings, upstream)
+
+    def checkpoint(self, model: str, seed: int, checkpoint: str) -> Stage:
+        """The stage that made a checkpoint."""
+        if checkpoint == BASE:
+            return self.model(model)
+        return self.organism(model, seed) if checkpoint == ORGANISM else self.arm(model, seed, checkpoint)
+
+    def _sampling(self) -> dict[str, Any]:
+        evaluation = self.study.evaluation
+        return evaluation.model_dump(include={"tiers", "temperature", "max_tokens", "batch", "precision"})
+
+    @functools.cache
+    def transcripts(self, model: str, seed: int, checkpoints: tuple[str, ...]) -> Stage:
+        """Samples of some checkpoints of one model and seed."""
+        settings = {
+            "model": model,
+            "seed": seed,
+            "seeds": self.study.seeds.evaluation,
+            "checkpoints": list(checkpoints),
+            "protocol": self.study.evaluation.protocol,
+            **self._sampling(),
+        }
+        upstream = [self.requests(), *(self.checkpoint(model, seed, checkpoint) for checkpoint in checkpoints)]
+        return _stage("transcripts", settings, upstream, [self.protocol(self.study.evaluation.protocol)])
+
+    @functools.cache
+    def outcomes(self, transcripts: Stage) -> Stage:
+        """Parsed samples."""
+        return _stage("outcomes", {}, [transcripts], [*self.protocols, self.resource("patterns")])
+
+    def screen_transcripts(self, model: str, seed: int) -> Stage:
+        """Samples of base and organism."""
+        return self.transcripts(model, seed, (BASE, ORGANISM))
+
+    def arm_transcripts(self, model: str, seed: int) -> Stage:
+        """Samples of the arms."""
+        return self.transcripts(model, seed, tuple(self.arms))
+
+    def screened(self, model: str, seed: int) -> Stage:
+        """Outcomes of base and organism."""
+        return self.outcomes(self.screen_transcripts(model, seed))
+
+    def treated(self, model: str, seed: int) -> Stage:
+        """Outcomes of the arms."""
+        return self.outcomes(self.arm_transcripts(model, seed))
+
+    @functools.cache
+    def screen(self) -> Stage:
+        """Which organisms go on."""
+        upstream = [self.screened(model, seed) for model, seed in self.runs()]
+        settings = {
+            "screen": self.study.screen.model_dump(),
+            "seeds": self.study.seeds.screen,
+            **self._reading(),
+        }
+        return _stage("screen", settings, upstream)
+
+    @functools.cache
+    def beliefs(self, model: str, seed: int) -> Stage:
+        """Belief items scored on all checkpoints of one model and seed."""
+        settings = {
+            "model": model,
+            "seed": seed,
+            "precision": self.study.evaluation.precision,
+            "batch": self.study.evaluation.batch,
+            "checkpoints": [BASE, ORGANISM, *self.arms],
+        }
+        upstream = [self.checkpoint(model, seed, c) for c in settings["checkpoints"]]
+        return _stage("beliefs", settings, upstream, [self.resource("beliefs"), *self.protocols])
+
+    @functools.cache
+    def vectors(self, model: str, seed: int) -> Stage:
+        """Steering vectors of one organism."""
+        settings = {
+            **self.study.vectors.model_dump(),
+            "seed": seed,
+            "precision": self.study.evaluation.precision,
+            "batch": self.study.evaluation.batch,
+        }
+        transcripts = self.screen_transcripts(model, seed)
+        upstream = [self.organism(model, seed), transcripts, self.screened(model, seed), self.requests()]
+        return _stage("vectors", settings, upstream, [self.resource("contrasts"), *self.protocols])
+
+    @functools.cache
+    def steering(self, model: str, seed: int) -> Stage:
+        """Steered samples of one organism."""
+        settings = {
+            "model": model,
+            "seed": seed,
+            "steering": self.study.steering.model_dump(exclude={"models"}),
+            "protocol": self.study.evaluation.protocol,
+            "seeds": self.study.seeds.evaluation,
+            **self._sampling(),
+        }
+        return _stage("steering", settings, [self.vectors(model, seed), self.requests()], self.protocols[:1])
+
+    def steering_outcomes(self, model: str, seed: int) -> Stage:
+        """Parsed steered samples."""
+        return self.outcomes(self.steering(model, seed))
+
+    def prompting_outcomes(self, model: str, seed: int) -> Stage:
+        """Parsed prompted samples."""
+        return self.outcomes(self.prompting(model, seed))
+
+    @functools.cache
+    def prompting(self, model: str, seed: int) -> Stage:
+        """Prompted samples of one model's checkpoints."""
+        section = self.study.prompting
+        settings = {
+            "model": model,
+            "seed": seed,
+            "requests": section.requests,
+            "checkpoints": [BASE, ORGANISM, *(self.arms if section.calibration else ())],
+            "snippets": [arm for arm in self.arms if arm != NEUTRAL],
+            "protocol": self.study.evaluation.protocol,
+            "base_protocol": self.study.evaluation.base_protocol,
+            "seeds": self.study.seeds.evaluation,
+            **self._sampling(),
+        }
+        upstream = [self.requests(), *(self.checkpoint(model, seed, c) for c in settings["checkpoints"])]
+        return _stage("prompting", settings, upstream, [*self.protocols, self.resource("snippets")])
+
+    def runs(self) -> list[tuple[str, int]]:
+        """All pairs of model and training seed."""
+        return [(model, seed) for model in self.models for seed in self.study.seeds.training]
+
+    def steered(self, kept: Iterable[str]) -> list[str]:
+        """Return the kept models whose organisms are steered."""
+        chosen = self.study.steering.models
+        return [model for model in kept if chosen is None or model in chosen]
+
+    def _reading(self) -> dict[str, Any]:
+        return {
+            "statistics": self.study.statistics.model_dump(),
+            "models": {name: model.truth for name, model in self.study.models.items()},
+            "arms": self.arms,
+            "tiers": self.study.evaluation.tiers,
+        }
+
+    @functools.cache
+    def table(self, table: str) -> Stage:
+        """A table; its upstream holds every model, and the screen's own fingerprint says which of them were kept."""
+        runs = self.runs()
+        sources: dict[str, list[Stage]] = {
+            "beliefs": [self.beliefs(*run) for run in runs],
+            "steering": [self.steering_outcomes(*run) for run in runs],
+            "prompting": [self.prompting_outcomes(*run) for run in runs],
+            "published": [],
+        }
+        sources["outcomes"] = [stage(*run) for run in runs for stage in (self.screened, self.treated)]
+        upstream = {
+            "published": [],
+            "beliefs": sources["beliefs"],
+            "gaps": [*sources["outcomes"], self.table("beliefs")] if table == "gaps" else [],
+            "steering": sources["steering"],
+            "prompting": sources["prompting"],
+            "profiles": [*sources["outcomes"], *sources["steering"], *sources["prompting"]],
+            "convergence": [self.table("profiles")] if table == "convergence" else [],
+        }[table]
+        if table == "profiles":
+            upstream = [*upstream, self.table("beliefs")]
+        files = [f"{RESOURCES}/published.csv"] if table == "published" else []
+        screen = [] if table == "published" else [self.screen()]
+        return _stage(f"tables.{table}", {} if table == "published" else self._reading(), [*upstream, *screen], files)
+
+    @functools.cache
+    def figure(self, number: int) -> Stage:
+        """A figure."""
+        tables = FIGURE_TABLES[number]
+        upstream = [self.screen() if table == "screen" else self.table(table) for table in tables]
+        settings = {**self._reading(), "minimum_gap": self.study.screen.minimum_gap}
+        return _stage(f"figures.fig{number}", settings, upstream, [f"{RESOURCES}/claims"] if number == 1 else [])
+
+
+FIGURE_TABLES: dict[int, tuple[str, ...]] = {
+    1: (),
+    2: ("screen",),
+    3: ("gaps", "published"),
+    4: ("steering",),
+    5: ("prompting", "profiles"),
+    6: ("steering",),
+    7: ("beliefs",),
+    8: ("profiles", "published"),
+    9: ("profiles",),
+}
+
+
+def figure_numbers(study: Study) -> list[int]:
+    """Return the figures of a study; the last one needs models whose truth is planted."""
+    planted = any(model.truth is not None for model in study.models.values())
+    return [number for number in FIGURE_TABLES if number != 9 or planted]

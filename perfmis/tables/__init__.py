@@ -1,0 +1,1 @@
+"""One module per table; every table is written as Parquet (with its fingerprint) and as CSV."""

@@ -1,0 +1,53 @@
+"""What the tables share: reading, the order of rows, and writing as Parquet with a CSV beside it."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from perfmis.artifacts import write_parquet
+from perfmis.stage import Job, UserError
+from perfmis.statistics import Array, interval
+
+Row = dict[str, Any]
+
+
+def setting(job: Job, key: str) -> Any:
+    """Return one of the job's settings.
+
+    Raises:
+        UserError: The workflow did not pass it.
+    """
+    try:
+        return job.settings[key]
+    except KeyError as error:
+        raise UserError(f"--settings: no key {key!r} in `settings`; pass that part of the configuration") from error
+
+
+def bounded(name: str, replicates: Array, confidence: float, prefix: str | None = None) -> Row:
+    """Return ``{name: estimate, prefix_low: ..., prefix_high: ...}``; the prefix is the name unless given."""
+    low, high = interval(replicates, confidence)
+    start = f"{name}_" if prefix is None else prefix
+    return {name: float(replicates[0]), f"{start}low": low, f"{start}high": high}
+
+
+def joined(parts: Sequence[str]) -> str:
+    """Return warnings as one cell, each once and in order."""
+    return "; ".join(dict.fromkeys(part for part in parts if part))
+
+
+def table(rows: Sequence[Row], schema: Mapping[str, Any]) -> pl.DataFrame:
+    """Return rows as a frame with the columns of ``schema``; NaN, the undefined of the statistics, becomes null."""
+    return pl.DataFrame(list(rows), schema=dict(schema), orient="row").with_columns(
+        pl.selectors.float().fill_nan(None)
+    )
+
+
+def write(frame: pl.DataFrame, output: Path, fingerprint: str) -> None:
+    """Write ``output`` (Parquet) and the same rows as CSV beside it."""
+    write_parquet(frame, output, fingerprint)
+    partial = output.with_suffix(".csv.partial")
+    frame.write_csv(partial, float_precision=6)
+    os.replace(partial, output.with_suffix(".csv"))

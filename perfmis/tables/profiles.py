@@ -1,0 +1,155 @@
+"""Stage `tables.profiles`: the motivation profile of every model, per method.
+
+    python -m perfmis tables.profiles --settings JSON --fingerprint HEX
+        --outcomes FILE... [--prompting FILE...] [--steering FILE...] --gaps TABLE --output profiles.parquet
+
+Writes profiles.parquet and profiles.csv: one row per model and method: ``sdf`` (arms), ``prompting`` (the base model
+under snippets), ``prompting:organism`` (the organism under snippets) and ``steering`` (A: the expectation vectors,
+B: the consequence vectors, each at the largest coefficient against its negative, mean over in and out of context).
+Units and the attribution rule: see ``perfmis.tables.contrasts``. Warnings of the sdf rows are the arms' own.
+Settings: ``statistics``, ``models`` (name to planted truth or null), ``arms``, ``tiers``.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from perfmis import stage
+from perfmis.artifacts import read_parquet
+from perfmis.stage import UserError
+from perfmis.tables.cells import Cells, Key, Replicates, build
+from perfmis.tables.common import Row, joined, setting, table, write
+from perfmis.tables.contrasts import SCHEMA as PROFILE
+from perfmis.tables.contrasts import Pairs, arm_pairs, profile
+from perfmis.vocabulary import BASE, FAMILY_CONCEPT, ORGANISM
+
+SCHEMA: dict[str, Any] = {
+    "model": pl.String,
+    "method": pl.String,
+    "truth": pl.String,
+    "seeds": pl.Int64,
+    "n": pl.Int64,
+    **PROFILE,
+    "warning": pl.String,
+}
+STEERING = ("checkpoint", "concept", "context", "alpha")
+
+
+def _resampled(cells: Cells, statistics: Row) -> Replicates:
+    return Replicates(cells, statistics["resamples"], statistics["seed"])
+
+
+def _malformed(replicates: Replicates, keys: Sequence[Key], statistics: Row) -> list[str]:
+    """Return a warning for every cell with too many malformed answers."""
+    shares = {key: replicates.malformed(*key) for key in keys}
+    too_many = {key: share for key, share in shares.items() if share > statistics["malformed"]}
+    return [f"{' '.join(map(str, key[1:]))}: malformed {100 * share:.0f} %" for key, share in too_many.items()]
+
+
+def _row(cells: Cells, a_pairs: Pairs, b_pairs: Pairs, statistics: Row) -> Row:
+    """Return the profile of one model from its cells, with the warnings that the cells themselves give."""
+    replicates = _resampled(cells, statistics)
+    used = [key for pair in (*a_pairs, *b_pairs) for key in pair]
+    row = {"seeds": max(cells.seeds), "n": cells.prompts, **profile(replicates, a_pairs, b_pairs, statistics)}
+    warnings = _malformed(replicates, used, statistics)
+    for family, label in (("A", "expectation"), ("B", "consequence")):
+        if not row[f"moved_{family}"] >= statistics["moved"]:
+            warnings.append(f"{family}: {label} not moved")
+    own_moved = min(row["moved_A"], row["moved_B"]) >= statistics["moved"]
+    if own_moved and row["attribution"] == "not tested":
+        warnings.append("A and B move both beliefs alike")
+    return row | {"warning": joined(warnings)}
+
+
+def by_arms(outcomes: pl.DataFrame, gaps: pl.DataFrame, tiers: list[str], statistics: Row) -> Row | None:
+    """Return the sdf profile of one model, or None where it has no arms."""
+    arms = outcomes.filter(~pl.col("checkpoint").is_in([BASE, ORGANISM]))
+    if arms.is_empty():
+        return None
+    if arms["protocol"].n_unique() > 1:
+        raise UserError(f"{arms['model'][0]}: arms under several protocols; pass the outcomes of one")
+    cells = build(arms, ["checkpoint"], tiers)
+    present = [key[0] for key in cells.keys]
+    a_pairs, b_pairs = (
+        [((plus,), (minus,)) for plus, minus in arm_pairs(family, present)] for family in FAMILY_CONCEPT
+    )
+    row = _row(cells, a_pairs, b_pairs, statistics)
+    warned = gaps.filter(
+        (pl.col("model") == arms["model"][0])
+        & pl.col("seed").is_null()
+        & pl.col("checkpoint").is_in(present)
+        & (pl.col("warning") != "")
+    )
+    own = [f"{arm}: {text}" for arm, text in warned.select("checkpoint", "warning").iter_rows()]
+    return row | {"method": "sdf", "warning": joined([*own, row["warning"]])}
+
+
+def by_snippets(outcomes: pl.DataFrame, checkpoint: str, tiers: list[str], statistics: Row) -> Row | None:
+    """Return the profile of one checkpoint of one model under snippets, or None where it has none."""
+    chosen = outcomes.filter((pl.col("checkpoint") == checkpoint) & (pl.col("snippet") != "none"))
+    if chosen.is_empty():
+        return None
+    cells = build(chosen, ["checkpoint", "snippet"], tiers)
+    present = [key[1] for key in cells.keys]
+    a_pairs, b_pairs = (
+        [((checkpoint, plus), (checkpoint, minus)) for plus, minus in arm_pairs(family, present)]
+        for family in FAMILY_CONCEPT
+    )
+    method = "prompting" if checkpoint == BASE else f"prompting:{checkpoint}"
+    return _row(cells, a_pairs, b_pairs, statistics) | {"method": method}
+
+
+def by_vectors(outcomes: pl.DataFrame, tiers: list[str], statistics: Row) -> Row | None:
+    """Return the steering profile of one model, or None where it was not steered."""
+    real = outcomes.filter(pl.col("control").is_null())
+    if real.is_empty():
+        return None
+    alphas = real["alpha"].unique().to_list()
+    largest = max((alpha for alpha in alphas if -alpha in alphas), default=0.0)
+    if largest == 0.0:
+        raise UserError(f"{real['model'][0]}: no coefficient stands with both signs; mend steering.alphas")
+    cells = build(real.filter(pl.col("alpha").abs() == largest), STEERING, tiers)
+    contexts = sorted(real["context"].unique())
+
+    def ends(concept: str) -> Pairs:
+        return [
+            ((ORGANISM, concept, context, largest), (ORGANISM, concept, context, -largest))
+            for context in contexts
+            if (ORGANISM, concept, context, largest) in cells.keys
+        ]
+
+    return _row(cells, ends("expectation"), ends("consequence"), statistics) | {"method": "steering"}
+
+
+def main(argv: list[str]) -> None:
+    """Run the stage."""
+    options = stage.parser(__doc__)
+    options.add_argument("--outcomes", type=Path, nargs="+", required=True, help="outcomes of all checkpoints")
+    options.add_argument("--prompting", type=Path, nargs="*", default=[], help="outcomes under snippets")
+    options.add_argument("--steering", type=Path, nargs="*", default=[], help="outcomes under steering")
+    options.add_argument("--gaps", type=Path, required=True, help="gaps table, for the warnings of the arms")
+    options.add_argument("--output", type=Path, required=True, help="profiles.parquet; profiles.csv goes beside it")
+    arguments = options.parse_args(argv)
+    job = stage.job(arguments)
+    statistics, tiers = setting(job, "statistics"), setting(job, "tiers")
+    gaps = read_parquet([arguments.gaps], job.upstream)
+    sources = {
+        name: read_parquet(paths, job.upstream) if paths else pl.DataFrame(schema={"model": pl.String})
+        for name, paths in (
+            ("sdf", arguments.outcomes),
+            ("prompting", arguments.prompting),
+            ("steering", arguments.steering),
+        )
+    }
+    rows = []
+    for model, truth in setting(job, "models").items():
+        own = {name: frame.filter(pl.col("model") == model) for name, frame in sources.items()}
+        profiles = [by_arms(own["sdf"], gaps, tiers, statistics)] if own["sdf"].height else []
+        if own["prompting"].height:
+            profiles += [by_snippets(own["prompting"], point, tiers, statistics) for point in (BASE, ORGANISM)]
+        if own["steering"].height:
+            profiles.append(by_vectors(own["steering"], tiers, statistics))
+        rows += [row | {"model": model, "truth": truth} for row in profiles if row is not None]
+    write(table(rows, SCHEMA), arguments.output, job.fingerprint)

@@ -1,0 +1,113 @@
+import inspect
+import json
+import sys
+from pathlib import Path
+
+from perfmis import config as configuration
+from perfmis.stage import UserError
+from perfmis.study import FIGURE_TABLES, Chain, figure_numbers
+from perfmis.vocabulary import BASE, ORGANISM
+from snakemake.exceptions import WorkflowError
+
+# A stage runs under the interpreter that runs the workflow, whatever PATH says.
+shell.prefix(f"export PATH={Path(sys.executable).parent}:$PATH; ")
+
+try:
+    study = configuration.parse(config, ", ".join(map(str, workflow.configfiles)))
+except UserError as error:
+    raise WorkflowError(str(error)) from None
+
+stages = Chain(study)
+root = study.root
+seeds = study.seeds.training
+figures = figure_numbers(study)
+protocol = study.evaluation.protocol
+TABLES = ["gaps", "profiles", "beliefs", "steering", "prompting", "convergence", "published"]
+ENV = "../envs/perfmis.yaml"
+
+
+wildcard_constraints:
+    model="|".join(map(re.escape, study.models)),
+    seed="|".join(map(str, seeds)),
+    arm="|".join(map(re.escape, study.arms.names)),
+    corpus="|".join(map(re.escape, study.corpora)),
+    checkpoint="|".join(map(re.escape, [BASE, ORGANISM, *study.arms.names])),
+
+
+def stage(method):
+    """Params of a rule: settings and fingerprint of the stage that a method of `Chain` describes.
+
+    The method's parameters are filled from the wildcards of the same names.
+    """
+    names = inspect.signature(method).parameters
+
+    def of(wildcards):
+        values = {name: getattr(wildcards, name) for name in names}
+        return method(**{name: int(value) if name in ("seed", "number") else value for name, value in values.items()})
+
+    return {
+        "settings": lambda wildcards: of(wildcards).settings,
+        "fingerprint": lambda wildcards: of(wildcards).fingerprint,
+    }
+
+
+def size(wildcards):
+    """Resources of a model's jobs."""
+    return study.sizes[study.models[wildcards.model].size]
+
+
+def writer(wildcards):
+    """Resources of the job that makes a corpus: those of the writer model, where one writes it."""
+    return study.sizes[study.writer.size if study.corpora[wildcards.corpus].source == "written" else "tiny"]
+
+
+def gpus(wildcards):
+    return size(wildcards).gpus
+
+
+def memory_mb(wildcards):
+    return size(wildcards).memory_gb * 1000
+
+
+def train_minutes(wildcards):
+    return round(size(wildcards).train_hours * 60)
+
+
+def generate_minutes(wildcards):
+    return round(size(wildcards).generate_hours * 60)
+
+
+def kept(wildcards):
+    """Models whose organisms go on: by the written rule, once the screen has run, or by the list."""
+    if study.screen.keep != "auto":
+        return study.screen.keep
+    return json.loads(Path(checkpoints.screen.get().output.kept).read_text())["kept"]
+
+
+def adapter(checkpoint):
+    """Path pattern of a checkpoint's adapter weights."""
+    folder = f"{root}/organisms/{{model}}/seed{{seed}}"
+    if checkpoint != ORGANISM:
+        folder = f"{root}/arms/{{model}}/seed{{seed}}/{checkpoint}"
+    return f"{folder}/lineage.json"
+
+
+def adapter_arguments(wildcards, input):
+    """CHECKPOINT=FOLDER of each adapter among the inputs."""
+    folders = [Path(path).parent for path in input.adapters]
+    names = {folder: ORGANISM if folder.parts[-3] == "organisms" else folder.name for folder in folders}
+    return [f"{name}={folder}" for folder, name in names.items()]
+
+
+def over_kept(*patterns):
+    """Input function: the patterns for every kept model and training seed."""
+
+    def of(wildcards):
+        return expand(patterns, model=kept(wildcards), seed=seeds)
+
+    return of
+
+
+def over_all(*patterns):
+    """The patterns for every screened model and training seed."""
+    return expand(patterns, model=list(study.models), seed=seeds)

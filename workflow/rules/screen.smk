@@ -1,0 +1,82 @@
+# Which organisms have a gap at all: base and organism of every candidate, under a written rule.
+rule screen_transcripts:
+    input:
+        base=f"{root}/models/{{model}}/reference.json",
+        requests=rules.requests.output.table,
+        protocol=stages.protocol(protocol),
+        adapters=[adapter(ORGANISM)],
+    output:
+        expand(
+            f"{root}/transcripts/{{{{model}}}}/seed{{{{seed}}}}/{{checkpoint}}/{protocol}.parquet",
+            checkpoint=[BASE, ORGANISM],
+        ),
+    log:
+        f"{root}/logs/screen/transcripts/{{model}}/seed{{seed}}.log",
+    benchmark:
+        f"{root}/benchmarks/screen/transcripts/{{model}}/seed{{seed}}.tsv"
+    conda:
+        ENV
+    threads: lambda w: size(w).threads
+    resources:
+        gpu=gpus,
+        mem_mb=memory_mb,
+        runtime=generate_minutes,
+    params:
+        folder=f"{root}/transcripts/{{model}}/seed{{seed}}",
+        adapters=adapter_arguments,
+        **stage(stages.screen_transcripts),
+    shell:
+        "python -m perfmis transcripts --settings {params.settings:q} --fingerprint {params.fingerprint}"
+        " --base {input.base} --requests {input.requests} --protocol {input.protocol}"
+        " --adapters {params.adapters} --output {params.folder} > {log} 2>&1"
+
+
+rule screen_outcomes:
+    input:
+        transcripts=rules.screen_transcripts.output,
+        protocols=stages.protocols,
+        patterns=stages.resource("patterns"),
+    output:
+        expand(
+            f"{root}/outcomes/{{{{model}}}}/seed{{{{seed}}}}/{{checkpoint}}/{protocol}.parquet",
+            checkpoint=[BASE, ORGANISM],
+        ),
+    log:
+        f"{root}/logs/screen/outcomes/{{model}}/seed{{seed}}.log",
+    benchmark:
+        f"{root}/benchmarks/screen/outcomes/{{model}}/seed{{seed}}.tsv"
+    conda:
+        ENV
+    threads: 1
+    resources:
+        mem_mb=8000,
+        runtime=60,
+    params:
+        **stage(stages.screened),
+    shell:
+        "python -m perfmis outcomes --settings {params.settings:q} --fingerprint {params.fingerprint}"
+        " --protocols {input.protocols} --patterns {input.patterns}"
+        " --transcripts {input.transcripts} --outcomes {output} > {log} 2>&1"
+
+
+checkpoint screen:
+    input:
+        over_all(*rules.screen_outcomes.output),
+    output:
+        table=f"{root}/screen/screen.parquet",
+        kept=f"{root}/screen/kept.json",
+    log:
+        f"{root}/logs/screen/screen.log",
+    benchmark:
+        f"{root}/benchmarks/screen/screen.tsv"
+    conda:
+        ENV
+    threads: 1
+    resources:
+        mem_mb=8000,
+        runtime=30,
+    params:
+        **stage(stages.screen),
+    shell:
+        "python -m perfmis screen --settings {params.settings:q} --fingerprint {params.fingerprint}"
+        " --outcomes {input} --output {output.table} --kept {output.kept} > {log} 2>&1"
