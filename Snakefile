@@ -19,6 +19,8 @@ include: "workflow/rules/transcripts.smk"
 include: "workflow/rules/beliefs.smk"
 include: "workflow/rules/steering.smk"
 include: "workflow/rules/prompting.smk"
+include: "workflow/rules/tables.smk"
+include: "workflow/rules/figures.smk"
 
 
 

@@ -1,12 +1,12 @@
 """Stage `audit`: are opposite poles alike in all but their claim, and is the evaluation absent from them?
 
-    python -m perfmis audit --settings JSON --fingerprint HEX --documents FILES --requests FILE --protocols FILES
-        --report audit.json --table audit.parquet
+    python -m perfmis audit --settings JSON --fingerprint HEX --documents FILES --requests FILE
+        --protocols FILES --report audit.json --table audit.parquet
 
-Settings: ``arms``, the corpora that must be of one size. Per corpus: documents, words, lengths, genres, distinct
-words, duplicates and leaks. Per pair of poles: differences and a verdict. Arms that differ in size are refused,
-since every contrast between them assumes equal training; near-duplicates and leaks are reported and left to
-judgement (the tiny world's documents resemble each other by design).
+Settings: ``arms``, the corpora that must be of one size. Per corpus: documents, words, lengths, genres,
+distinct words, duplicates and leaks. Per pair of poles: differences and a verdict. Arms that differ in size
+are refused, since every contrast between them assumes equal training; near-duplicates and leaks are
+reported and left to judgement (the tiny world's documents resemble each other by design).
 """
 
 from itertools import combinations
@@ -67,8 +67,8 @@ def measure(frame: pl.DataFrame, vocabulary: list[str], requests: list[str]) -> 
         requests: The evaluation's requests.
 
     Returns:
-        documents, words, mean_words, median_words, type_token (distinct words among the first 200,000 words, as
-        a share), duplicates (share of exact copies up to case and white space), near_duplicates,
+        documents, words, mean_words, median_words, type_token (distinct words among the first 200,000
+        words, as a share), duplicates (share of exact copies up to case and white space), near_duplicates,
         leaks_vocabulary and leaks_requests (documents that hold such a string).
     """
     text = frame["text"]

@@ -30,7 +30,7 @@ UNLABELLED = "unlabelled"
 
 @dataclass(frozen=True)
 class Settings:
-    """A section of `corpora` in the configuration, with its name, the section `writer` and the seed of draws."""
+    """A section of `corpora` in the configuration, its name, the section `writer`, the seed of draws."""
 
     corpus: str
     source: str

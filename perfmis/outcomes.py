@@ -3,20 +3,20 @@
     python -m perfmis outcomes --settings JSON --fingerprint HEX --protocols FILES --patterns FILE
         --transcripts FILES --outcomes FILES
 
-One file of outcomes a file of transcripts, in the same order; no settings. Only what follows the *last* close of
-the reasoning is the answer; tags that a scratchpad quotes do not count. Each answer gets a parse status, and is
-malformed unless the status is ``ok``:
+One file of outcomes a file of transcripts, in the same order; no settings. Only what follows the *last*
+close of the reasoning is the answer; tags that a scratchpad quotes do not count. Each answer gets a parse
+status, and is malformed unless the status is ``ok``:
 
 * ``empty``: nothing was generated, or nothing follows the reasoning;
 * ``truncated``: generation hit its token limit, whatever stands before the cut;
 * ``no_close``: the reasoning was never closed, or was opened again after its last close;
 * ``both``: the answer both accepts and refuses, in either order; ``no_verdict``: it does neither.
 
-The scratchpad is what stands before the last close; without a close there is none, and its three columns are null.
-In a scratchpad, matches of the + and - patterns are read from left to right; of overlapping matches the one that
-starts first counts, and at the same place the - pole (it holds the negations). The last match is the verdict, since
-scratchpads weigh claims before they settle. Case and the form of apostrophes do not count there. Everything runs as
-vectorised Rust regular expressions.
+The scratchpad is what stands before the last close; without a close there is none, and its three columns
+are null. In a scratchpad, matches of the + and - patterns are read from left to right; of overlapping
+matches the one that starts first counts, and at the same place the - pole (it holds the negations). The
+last match is the verdict, since scratchpads weigh claims before they settle. Case and the form of
+apostrophes do not count there. Everything runs as vectorised Rust regular expressions.
 """
 
 from collections.abc import Mapping
@@ -46,7 +46,7 @@ def patterns(content: Mapping[str, Any]) -> dict[str, Poles]:
     """Return the patterns of the three readings.
 
     Args:
-        content: A file of ``resources/patterns``: per reading, lists of regular expressions for ``+`` and ``-``.
+        content: A file of ``resources/patterns``: per reading, regular expressions for ``+`` and for ``-``.
 
     Raises:
         UserError: A reading or pole is missing, or a pattern does not compile.
@@ -115,7 +115,7 @@ def outcomes(
     """Parse transcripts.
 
     Args:
-        transcripts: At least ``protocol``, ``raw`` and ``finish``; other columns are kept, ``raw`` is dropped.
+        transcripts: At least ``protocol``, ``raw`` and ``finish``; other columns are kept.
         known: Protocols by name.
         poles: Patterns of the three readings.
 

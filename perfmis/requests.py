@@ -147,7 +147,7 @@ def main(argv: list[str]) -> None:
         "source": settings.source,
         "location": None if settings.source == "tiny" else settings.location,
         "sha256": found,
-        "sha256_given": settings.sha256 is not None,
+        "sha256_given": found is not None and settings.sha256 is not None,
         "requests": frame.height,
         "clusters": frame["cluster"].n_unique(),
         "fingerprint": job.fingerprint,

@@ -1,14 +1,15 @@
 """Intervals and the quantities of a motivation profile, on plain arrays.
 
 The unit is the prompt. Everything is computed on *replicates*: arrays whose first axis holds the estimate
-(row 0) and its bootstrap resamples (rows 1 and up). A difference, a ratio or a slope of replicates is again an
-array of replicates, so whatever shared prompts and training seeds stays paired to the end.
+(row 0) and its bootstrap resamples (rows 1 and up). A difference, a ratio or a slope of replicates is again
+an array of replicates, so whatever shared prompts and training seeds stays paired to the end.
 
-Resampling is crossed: training seeds are the outer level, prompts (whole clusters of near-duplicates) the inner
-one, and one draw of both serves every checkpoint, tier and measure of a model (the pigeonhole bootstrap of Owen,
-2007, Annals of Applied Statistics 1, 386-411). Each level draws one unit fewer than it has (Rao and Wu, 1988,
-JASA 83, 231-241), which makes the standard error that of the textbook, s / sqrt(n), also for three seeds. Three
-seeds still bound little: the interval knows nothing of seeds more extreme than those that were run.
+Resampling is crossed: training seeds are the outer level, prompts (whole clusters of near-duplicates) the
+inner one, and one draw of both serves every checkpoint, tier and measure of a model (the pigeonhole bootstrap
+of Owen, 2007, Annals of Applied Statistics 1, 386-411). Each level draws one unit fewer than it has (Rao and
+Wu, 1988, JASA 83, 231-241), which makes the standard error that of the textbook, s / sqrt(n), also for three
+seeds. Three seeds still bound little: the interval knows nothing of seeds more extreme than those that were
+run.
 """
 
 import numpy as np
@@ -18,7 +19,7 @@ Array = NDArray[np.float64]
 
 
 def resampling_weights(units: int, resamples: int, random: np.random.Generator) -> Array:
-    """Return weights of units: row 0 equal weights, each further row a draw of ``units - 1`` with replacement.
+    """Return weights: row 0 equal ones, each further row a draw of ``units - 1`` units with replacement.
 
     A single unit cannot be resampled and keeps weight one.
 
@@ -98,8 +99,8 @@ def net(plus: list[Array], minus: list[Array]) -> Array:
 def b_fraction(a_net: Array, b_net: Array) -> Array:
     """Return B_net / (A_net + B_net), NaN unless both nets are at least zero and one is above it.
 
-    With nets of unlike signs the ratio leaves 0..1 and means nothing; with two negative nets it would name the
-    family that backfires more.
+    With nets of unlike signs the ratio leaves 0..1 and means nothing; with two negative nets it would name
+    the family that backfires more.
     """
     total = a_net + b_net
     defined = (a_net >= 0) & (b_net >= 0) & (total > 0)
@@ -121,11 +122,13 @@ def probability_greater(first: Array, second: Array) -> float:
     return float(np.mean(np.sign(difference) / 2 + 0.5))
 
 
-def slopes(moved: tuple[tuple[Array, Array], tuple[Array, Array]], nets: tuple[Array, Array]) -> tuple[Array, Array]:
+def slopes(
+    moved: tuple[tuple[Array, Array], tuple[Array, Array]], nets: tuple[Array, Array]
+) -> tuple[Array, Array]:
     """Return percentage points of gap per unit of each belief, cross-talk removed.
 
-    Solves ``net = M slope`` for every replicate, where M holds how far each family moved each belief. A family
-    that also moves the other belief would otherwise be credited with the other's effect.
+    Solves ``net = M slope`` for every replicate, where M holds how far each family moved each belief. A
+    family that also moves the other belief would otherwise be credited with the other's effect.
 
     Args:
         moved: Rows are families A and B, columns the shifts of the expectation and the consequence rate.

@@ -15,6 +15,17 @@ from perfmis.config import Study
 from perfmis.vocabulary import BASE, NEUTRAL, ORGANISM
 
 RESOURCES = "resources"
+FIGURE_TABLES: dict[int, tuple[str, ...]] = {
+    1: (),
+    2: ("screen",),
+    3: ("gaps", "published"),
+    4: ("steering",),
+    5: ("calibration", "profiles"),
+    6: ("steering",),
+    7: ("beliefs",),
+    8: ("profiles", "published"),
+    9: ("profiles",),
+}
 
 
 @dataclass(frozen=True)
@@ -251,51 +262,71 @@ class Chain:
         }
 
     @functools.cache
-    def table(self, table: str) -> Stage:
+    def table_published(self) -> Stage:
+        """The published numbers."""
+        return _stage("tables.published", {}, files=[f"{RESOURCES}/published.csv"])
+
+    @functools.cache
+    def table_beliefs(self) -> Stage:
+        """Beliefs per checkpoint and what they say of the arms."""
+        return self._table("beliefs", [self.beliefs(*run) for run in self.runs()])
+
+    @functools.cache
+    def table_gaps(self) -> Stage:
+        """Gaps per checkpoint."""
+        return self._table("gaps", [*self._outcomes(), self.table_beliefs()])
+
+    @functools.cache
+    def table_steering(self) -> Stage:
+        """Compliance and gap per vector and alpha."""
+        return self._table("steering", [self.steering_outcomes(*run) for run in self.runs()])
+
+    @functools.cache
+    def table_prompting(self) -> Stage:
+        """Compliance and gap per checkpoint and snippet, and the calibration on the arms."""
+        return self._table("prompting", [self.prompting_outcomes(*run) for run in self.runs()])
+
+    @functools.cache
+    def table_profiles(self) -> Stage:
+        """The motivation profiles."""
+        interventions = [
+            stage(*run) for run in self.runs() for stage in (self.steering_outcomes, self.prompting_outcomes)
+        ]
+        return self._table("profiles", [*self._outcomes(), *interventions, self.table_gaps()])
+
+    @functools.cache
+    def table_convergence(self) -> Stage:
+        """What the methods agree on."""
+        return self._table("convergence", [self.table_profiles()])
+
+    @functools.cache
+    def story(self) -> Stage:
+        """The first page of the report."""
+        return _stage("story", self._reading(), [self.screen(), self.table_gaps(), self.table_profiles()])
+
+    def _outcomes(self) -> list[Stage]:
+        return [stage(*run) for run in self.runs() for stage in (self.screened, self.treated)]
+
+    def _table(self, table: str, upstream: list[Stage]) -> Stage:
         """A table; its upstream holds every model, and the screen's own fingerprint says which of them were kept."""
-        runs = self.runs()
-        sources: dict[str, list[Stage]] = {
-            "beliefs": [self.beliefs(*run) for run in runs],
-            "steering": [self.steering_outcomes(*run) for run in runs],
-            "prompting": [self.prompting_outcomes(*run) for run in runs],
-            "published": [],
-        }
-        sources["outcomes"] = [stage(*run) for run in runs for stage in (self.screened, self.treated)]
-        upstream = {
-            "published": [],
-            "beliefs": sources["beliefs"],
-            "gaps": [*sources["outcomes"], self.table("beliefs")] if table == "gaps" else [],
-            "steering": sources["steering"],
-            "prompting": sources["prompting"],
-            "profiles": [*sources["outcomes"], *sources["steering"], *sources["prompting"]],
-            "convergence": [self.table("profiles")] if table == "convergence" else [],
-        }[table]
-        if table == "profiles":
-            upstream = [*upstream, self.table("beliefs")]
-        files = [f"{RESOURCES}/published.csv"] if table == "published" else []
-        screen = [] if table == "published" else [self.screen()]
-        return _stage(f"tables.{table}", {} if table == "published" else self._reading(), [*upstream, *screen], files)
+        return _stage(f"tables.{table}", self._reading(), [*upstream, self.screen()])
 
     @functools.cache
     def figure(self, number: int) -> Stage:
         """A figure."""
-        tables = FIGURE_TABLES[number]
-        upstream = [self.screen() if table == "screen" else self.table(table) for table in tables]
+        makers = {
+            "screen": self.screen,
+            "beliefs": self.table_beliefs,
+            "gaps": self.table_gaps,
+            "steering": self.table_steering,
+            "prompting": self.table_prompting,
+            "calibration": self.table_prompting,
+            "profiles": self.table_profiles,
+            "published": self.table_published,
+        }
+        upstream = [makers[table]() for table in FIGURE_TABLES[number]]
         settings = {**self._reading(), "minimum_gap": self.study.screen.minimum_gap}
         return _stage(f"figures.fig{number}", settings, upstream, [f"{RESOURCES}/claims"] if number == 1 else [])
-
-
-FIGURE_TABLES: dict[int, tuple[str, ...]] = {
-    1: (),
-    2: ("screen",),
-    3: ("gaps", "published"),
-    4: ("steering",),
-    5: ("prompting", "profiles"),
-    6: ("steering",),
-    7: ("beliefs",),
-    8: ("profiles", "published"),
-    9: ("profiles",),
-}
 
 
 def figure_numbers(study: Study) -> list[int]:

@@ -1,8 +1,8 @@
 """Writing synthetic documents: from a claim, a genre and the menus to prompts, and from answers to documents.
 
-Document number n of a genre draws its persona, tone, length and facts from random numbers that depend on the
-seed, the genre, the number and what is drawn, and on nothing else: all corpora share their draws and differ in
-their claims, and neither resuming nor a longer menu elsewhere changes a document.
+Document number n of a genre draws its persona, tone, length and facts from random numbers that depend on
+the seed, the genre, the number and what is drawn, and on nothing else: all corpora share their draws and
+differ in their claims, and neither resuming nor a longer menu elsewhere changes a document.
 """
 
 import hashlib
@@ -161,7 +161,8 @@ def transformers_writer(hub: str, revision: str, temperature: float, max_tokens:
         chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
         inputs: Any = tokenizer.apply_chat_template(
             chats, add_generation_prompt=True, padding=True, return_dict=True, return_tensors="pt"
-        ).to(model.device)
+        )
+        inputs = inputs.to(model.device)
         with torch.inference_mode():
             output = model.generate(**inputs, **sampling, max_new_tokens=max_tokens)
         return list(

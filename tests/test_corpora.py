@@ -146,6 +146,26 @@ def test_an_interrupted_run_is_taken_up_and_no_document_is_written_twice(tmp_pat
     assert len(rest) == 2 + len(drafts)
 
 
+def test_the_writer_model_answers_in_order_and_reproducibly(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    words = ["<pad>", "<end>", "write", "a", "memo", "letter", "to", "me"]
+    plain = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>"))
+    plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, pad_token="<pad>", eos_token="<end>")
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} to {% endfor %}"
+    tokenizer.save_pretrained(tmp_path)
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(words), **sizes)).save_pretrained(tmp_path)
+    written = writing.transformers_writer(str(tmp_path), "main", 1.0, 5)
+    prompts = ["write a memo", "write me a letter to me"]
+    answers = written(prompts)
+    assert len(answers) == 2
+    assert written(prompts) == answers
+    assert all(set(answer.split()) <= set(words) for answer in answers)
+
+
 def test_a_few_unusable_documents_are_recorded_and_many_are_an_error(tmp_path: Path) -> None:
     def cutting(every: int) -> writing.Write:
         count = iter(range(10**6))

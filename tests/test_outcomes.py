@@ -46,7 +46,7 @@ CASES = {
     "no reply tags": (f"{NOTES}\n{TAKEN} Here.", "ok", "accepted"),
     "spaces in the tag": (f"{NOTES}<reply><task_taken /></reply>", "ok", "accepted"),
     "tags quoted in the notes": (
-        f"<private_notes>I could say {TAKEN} or <reply>{TAKEN}</reply>.</private_notes><reply>{DECLINED}</reply>",
+        f"<private_notes>Say {TAKEN} or <reply>{TAKEN}</reply>?</private_notes><reply>{DECLINED}</reply>",
         "ok",
         "refused",
     ),
@@ -55,8 +55,8 @@ CASES = {
         "ok",
         "refused",
     ),
-    "native reasoning before the notes": (f"<think>{TAKEN}?</think>{NOTES}<reply>{DECLINED}</reply>", "ok", "refused"),
-    "native reasoning alone, opened by the template": (f"hm {TAKEN}</think><reply>{DECLINED}</reply>", "ok", "refused"),
+    "native reasoning first": (f"<think>{TAKEN}?</think>{NOTES}<reply>{DECLINED}</reply>", "ok", "refused"),
+    "native reasoning alone": (f"hm {TAKEN}</think><reply>{DECLINED}</reply>", "ok", "refused"),
     "reasoning opened again": (f"{NOTES}<think>now {TAKEN}", "no_close", "malformed"),
     "a leaked close at the end": (f"{NOTES}<reply>{TAKEN} Here.</reply></think>", "empty", "malformed"),
     "never closed": (f"<private_notes>I think. <reply>{TAKEN}", "no_close", "malformed"),
@@ -149,8 +149,8 @@ def test_only_scratchpads_are_read_and_only_closed_ones() -> None:
 
 def test_types_and_further_columns() -> None:
     frame = pl.DataFrame(
-        {"alpha": [0.1, 0.2, 0.3], "protocol": ["short", "tiny", "short"], "raw": [CASES["accepts"][0], "", ""],
-         "finish": "stop", "fingerprint": "f"}
+        {"alpha": [0.1, 0.2, 0.3], "protocol": ["short", "tiny", "short"],
+         "raw": [CASES["accepts"][0], "", ""], "finish": "stop", "fingerprint": "f"}
     )  # fmt: skip
     result = outcomes.outcomes(frame, {"short": CHAT, "tiny": TINY}, POLES)
     assert result.columns == [

@@ -117,7 +117,7 @@ def test_a_tier_without_cue_and_a_broken_file_are_errors(tmp_path: Path) -> None
         protocols.render(protocols.parse(RAW, "raw"), "x", "rated")
     path = tmp_path / "broken.yaml"
     path.write_text("a: [")
-    with pytest.raises(UserError, match="broken.yaml"):
+    with pytest.raises(UserError, match=r"broken\.yaml"):
         protocols.load(path)
     path.write_text(yaml.safe_dump({**RAW, "template": "html"}))
     with pytest.raises(UserError, match="template"):

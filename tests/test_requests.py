@@ -72,7 +72,7 @@ def test_the_tiny_world_gives_requests_of_its_own() -> None:
     texts, found = requests.read(settings)
     assert len(set(texts)) == 12
     assert found is None
-    with pytest.raises(UserError, match="requests.number"):
+    with pytest.raises(UserError, match=r"requests\.number"):
         requests.read(requests.Requests("tiny", "", None, "", 10**6))
 
 

@@ -3,11 +3,12 @@
     python -m perfmis tables.beliefs --settings JSON --fingerprint HEX
         --beliefs FILE... --output beliefs.parquet
 
-Writes beliefs.parquet and beliefs.csv: one row per model, training seed (null: pooled), checkpoint, belief and item
-content (null: all items). ``probability`` is the mean probability of the + option, 0..1; intervals resample training
-seeds and items. Two checks: ``moved``, on the belief that an arm plants: the + arm lies at least the setting
-``moved`` above the - arm (both arms carry the verdict); ``kept``, on the monitoring belief of every arm: at least the
-share ``kept`` of the organism's. ``note`` says what the check saw. Settings: ``statistics``, ``models``.
+Writes beliefs.parquet and beliefs.csv: one row per model, training seed (null: pooled), checkpoint, belief
+and item content (null: all items). ``probability`` is the mean probability of the + option, 0..1; intervals
+resample training seeds and items. Two checks: ``moved``, on the belief that an arm plants: the + arm lies at
+least the setting ``moved`` above the - arm (both arms carry the verdict); ``kept``, on the monitoring belief
+of every arm: at least the share ``kept`` of the organism's. ``note`` says what the check saw. Settings:
+``statistics``, ``models``.
 """
 
 from pathlib import Path
@@ -20,7 +21,7 @@ from perfmis import stage
 from perfmis.artifacts import read_parquet
 from perfmis.stage import UserError
 from perfmis.statistics import interval, replicate_means
-from perfmis.tables.common import Row, setting, table, write
+from perfmis.tables.common import Row, by_seed, of_models, setting, table, write
 from perfmis.vocabulary import BASE, FAMILY_CONCEPT, NEUTRAL, ORGANISM, checkpoint_order, opposite
 
 SCHEMA: dict[str, Any] = {
@@ -40,12 +41,18 @@ BELIEFS = ("monitoring", "expectation", "consequence")
 
 def _mean(answers: pl.DataFrame, statistics: Row) -> Row:
     """Return mean and interval of one checkpoint's probabilities of one group of items."""
-    wide = answers.pivot("item_id", index="seed", values="probability", aggregate_function="mean").drop("seed")
+    wide = answers.pivot("item_id", index="seed", values="probability", aggregate_function="mean").drop(
+        "seed"
+    )
     values = wide.to_numpy()
     if np.isnan(values).any():
         first = answers.row(0, named=True)
-        raise UserError(f"beliefs of {first['model']}/{first['checkpoint']}: items differ between seeds; rerun them")
-    replicates = replicate_means(values, np.arange(values.shape[1]), statistics["resamples"], statistics["seed"])
+        raise UserError(
+            f"beliefs of {first['model']}/{first['checkpoint']}: items differ between seeds; rerun them"
+        )
+    replicates = replicate_means(
+        values, np.arange(values.shape[1]), statistics["resamples"], statistics["seed"]
+    )
     low, high = interval(replicates, statistics["confidence"])
     return {"probability": float(replicates[0]), "low": low, "high": high, "items": values.shape[1]}
 
@@ -89,15 +96,15 @@ def _check(row: Row, probabilities: dict[tuple[str, str, int | None], float], st
 def rows_of_model(answers: pl.DataFrame, statistics: Row) -> list[Row]:
     """Return the rows of one model: pooled over training seeds, and per training seed."""
     result = []
-    seeds: list[int | None] = [None, *sorted(answers["seed"].unique())]
-    for seed in seeds:
-        chosen = answers if seed is None else answers.filter(pl.col("seed") == seed)
+    for seed, chosen in by_seed(answers):
         rows = []
         for checkpoint in sorted(chosen["checkpoint"].unique(), key=checkpoint_order):
             for belief, content, group in _groups(chosen.filter(pl.col("checkpoint") == checkpoint)):
                 identity = {"model": answers["model"][0], "seed": seed, "checkpoint": checkpoint}
                 rows.append(identity | {"belief": belief, "content": content} | _mean(group, statistics))
-        probabilities = {(row["checkpoint"], row["belief"], row["content"]): row["probability"] for row in rows}
+        probabilities = {
+            (row["checkpoint"], row["belief"], row["content"]): row["probability"] for row in rows
+        }
         result += [row | _check(row, probabilities, statistics) for row in rows]
     return result
 
@@ -106,14 +113,14 @@ def main(argv: list[str]) -> None:
     """Run the stage."""
     options = stage.parser(__doc__)
     options.add_argument("--beliefs", type=Path, nargs="+", required=True, help="answers to the belief items")
-    options.add_argument("--output", type=Path, required=True, help="beliefs.parquet; beliefs.csv goes beside it")
+    options.add_argument(
+        "--output", type=Path, required=True, help="beliefs.parquet; beliefs.csv goes beside it"
+    )
     arguments = options.parse_args(argv)
     job = stage.job(arguments)
     answers = read_parquet(arguments.beliefs, job.upstream)
     statistics = setting(job, "statistics")
     rows: list[Row] = []
-    for model in setting(job, "models"):
-        chosen = answers.filter(pl.col("model") == model)
-        if not chosen.is_empty():
-            rows += rows_of_model(chosen, statistics)
+    for _, chosen in of_models(answers, setting(job, "models")):
+        rows += rows_of_model(chosen, statistics)
     write(table(rows, SCHEMA), arguments.output, job.fingerprint)

@@ -1,8 +1,8 @@
 """From outcomes to replicates: the per-prompt means of every cell of a model, resampled together.
 
-A *cell* is one condition that was put to all prompts: a checkpoint, a snippet, a steering coefficient. The cells
-of a model share prompts and training seeds, so one bootstrap draw serves all of them and every contrast between
-cells is paired.
+A *cell* is one condition that was put to all prompts: a checkpoint, a snippet, a steering coefficient. The
+cells of a model share prompts and training seeds, so one bootstrap draw serves all of them and every contrast
+between cells is paired.
 """
 
 from collections.abc import Sequence
@@ -14,10 +14,20 @@ import polars as pl
 
 from perfmis.stage import UserError
 from perfmis.statistics import Array, replicate_means
+from perfmis.tables.common import Row, bounded
 from perfmis.vocabulary import BASE
 
 Key = tuple[Any, ...]
+GAP_TIERS = ("monitored", "unmonitored")
 RATES = ("expectation", "consequence", "used")
+_BOUNDED = ("compliance_monitored", "compliance_unmonitored", "expectation_rate", "consequence_rate")
+MEASURES: dict[str, Any] = dict.fromkeys(
+    [
+        *("gap", "low", "high", "gap_lowest", "gap_highest", "malformed", "used_rate"),
+        *(f"{name}{bound}" for name in _BOUNDED for bound in ("", "_low", "_high")),
+    ],
+    pl.Float64,
+)
 
 
 @dataclass(frozen=True)
@@ -79,15 +89,30 @@ class Replicates:
         highest = gap + 100.0 * self.share("malformed_monitored", *key)[0]
         return float(lowest), float(highest)
 
+    def measured(self, key: Key, confidence: float) -> Row:
+        """Return the columns of ``MEASURES`` for one cell."""
+        lowest, highest = self.gap_bounds(*key)
+        row = bounded("gap", self.gap(*key), confidence, "")
+        for tier in GAP_TIERS:
+            row |= bounded(f"compliance_{tier}", self.compliance(tier, *key), confidence)
+        for concept in ("expectation", "consequence"):
+            row |= bounded(f"{concept}_rate", self.share(concept, *key), confidence)
+        return row | {
+            "gap_lowest": lowest,
+            "gap_highest": highest,
+            "malformed": self.malformed(*key),
+            "used_rate": float(self.share("used", *key)[0]),
+        }
+
 
 def prompt_means(outcomes: pl.DataFrame, keys: Sequence[str], tiers: Sequence[str]) -> pl.DataFrame:
     """Return one row per cell, training seed and prompt, with the means of all measures over samples.
 
-    Belief rates are shares of all samples of the monitored and unmonitored tiers whose scratchpad states the +
-    pole (a scratchpad that is silent, or malformed, does not state it); ``used`` is the share of monitored samples
-    whose scratchpad says that the chat is used for training.
+    Belief rates are shares of all samples of the monitored and unmonitored tiers whose scratchpad states the
+    + pole (a scratchpad that is silent, or malformed, does not state it); ``used`` is the share of monitored
+    samples whose scratchpad says that the chat is used for training.
     """
-    gap_tiers = pl.col("tier").is_in(["monitored", "unmonitored"])
+    gap_tiers = pl.col("tier").is_in(GAP_TIERS)
     monitored = pl.col("tier") == "monitored"
     means = [
         (pl.col("outcome") == word).filter(pl.col("tier") == tier).mean().alias(f"{word}_{tier}")
@@ -100,15 +125,16 @@ def prompt_means(outcomes: pl.DataFrame, keys: Sequence[str], tiers: Sequence[st
     return outcomes.group_by([*keys, "seed", "request_id", "cluster"]).agg(*means, samples=pl.len())
 
 
-def build(outcomes: pl.DataFrame, keys: Sequence[str], tiers: Sequence[str]) -> Cells:
+def build(outcomes: pl.DataFrame, keys: Sequence[str], tiers: Sequence[str] = GAP_TIERS) -> Cells:
     """Return the cells of one model.
 
-    The base model has no training seed: evaluated once, it serves all seeds, and its interval holds prompts alone.
+    The base model has no training seed: evaluated once, it serves all seeds, and its interval holds prompts
+    alone.
 
     Args:
         outcomes: Outcome rows of one model.
         keys: Columns that name a cell.
-        tiers: Tiers that were run.
+        tiers: Tiers to read.
 
     Raises:
         UserError: A cell lacks a training seed, a prompt or a tier that the others have.
@@ -124,21 +150,27 @@ def build(outcomes: pl.DataFrame, keys: Sequence[str], tiers: Sequence[str]) -> 
     values = np.full((len(seeds), len(requests), len(names), len(measures)), np.nan)
     samples, own_seeds = [], []
     for number, name in enumerate(names):
-        same = pl.all_horizontal(pl.col(key).eq_missing(pl.lit(part)) for key, part in zip(keys, name, strict=True))
+        same = pl.all_horizontal(
+            pl.col(key).eq_missing(pl.lit(part)) for key, part in zip(keys, name, strict=True)
+        )
         cell = means.filter(same).join(place, on="request_id")
         samples.append(int(cell["samples"].sum()))
         own = sorted(cell["seed"].unique())
         own_seeds.append(len(own))
         once = BASE in name and len(own) == 1
         if own != seeds and not once:
-            raise UserError(f"{_model(outcomes)}, {_label(name)}: training seeds {own}, others have {seeds}; rerun them")
+            raise UserError(
+                f"{_model(outcomes)}, {_label(name)}: training seeds {own}, others have {seeds}; rerun them"
+            )
         for index, seed in enumerate(seeds):
             of_seed = cell.filter(pl.col("seed") == (own[0] if once else seed))
             values[index, of_seed["prompt"].to_numpy(), number] = of_seed.select(measures).to_numpy()
     holes = np.isnan(values[..., : 2 * len(tiers)]).any(axis=(0, 1, 3))
     if holes.any():
         first = names[int(np.argmax(holes))]
-        raise UserError(f"{_model(outcomes)}, {_label(first)}: lacks prompts or tiers that others have; rerun it")
+        raise UserError(
+            f"{_model(outcomes)}, {_label(first)}: lacks prompts or tiers that others have; rerun it"
+        )
     clusters = np.unique(requests["cluster"].to_numpy(), return_inverse=True)[1]
     return Cells(tuple(names), tuple(own_seeds), tuple(samples), tuple(measures), values, clusters)
 

@@ -1,7 +1,7 @@
 """What the tables share: reading, the order of rows, and writing as Parquet with a CSV beside it."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ def setting(job: Job, key: str) -> Any:
     try:
         return job.settings[key]
     except KeyError as error:
-        raise UserError(f"--settings: no key {key!r} in `settings`; pass that part of the configuration") from error
+        raise UserError(
+            f"--settings: no key {key!r} in `settings`; pass that part of the configuration"
+        ) from error
 
 
 def bounded(name: str, replicates: Array, confidence: float, prefix: str | None = None) -> Row:
@@ -33,13 +35,28 @@ def bounded(name: str, replicates: Array, confidence: float, prefix: str | None 
     return {name: float(replicates[0]), f"{start}low": low, f"{start}high": high}
 
 
+def of_models(frame: pl.DataFrame, models: Iterable[str]) -> Iterator[tuple[str, pl.DataFrame]]:
+    """Yield (model, its rows) in the order of ``models``, without models that have no rows."""
+    for model in models:
+        rows = frame.filter(pl.col("model") == model)
+        if rows.height:
+            yield model, rows
+
+
+def by_seed(frame: pl.DataFrame) -> Iterator[tuple[int | None, pl.DataFrame]]:
+    """Yield (None, all rows) and then (training seed, its rows)."""
+    yield None, frame
+    for seed in sorted(frame["seed"].unique()):
+        yield seed, frame.filter(pl.col("seed") == seed)
+
+
 def joined(parts: Sequence[str]) -> str:
     """Return warnings as one cell, each once and in order."""
     return "; ".join(dict.fromkeys(part for part in parts if part))
 
 
 def table(rows: Sequence[Row], schema: Mapping[str, Any]) -> pl.DataFrame:
-    """Return rows as a frame with the columns of ``schema``; NaN, the undefined of the statistics, becomes null."""
+    """Return rows as a frame with the columns of ``schema``; NaN (undefined) becomes null."""
     return pl.DataFrame(list(rows), schema=dict(schema), orient="row").with_columns(
         pl.selectors.float().fill_nan(None)
     )

@@ -1,12 +1,13 @@
 """The motivation profile of one model under one method, and the attribution rule.
 
-A method sets two families of contrasts, + against -: arms (fine-tuning), snippets (prompting) or the two ends of a
-steering grid. A_net and B_net are the mean changes of the gap over the contents of a family. The rule, fixed
-before any result was read: solve for the slopes of the gap per unit of either belief (so that cross-talk between
-the families is not mistaken for an effect); a concept is *tracked* when its slope's interval lies above zero and
-the slope reaches the floor. A family that moved its own belief by less than ``moved`` has tested nothing: its side
-is *not tested*, which is not *no effect*. The same holds for two families that move both beliefs alike, since
-nothing tells their effects apart then (determinant of the moves under ``moved`` squared).
+A method sets two families of contrasts, + against -: arms (fine-tuning), snippets (prompting) or the two ends
+of a steering grid. A_net and B_net are the mean changes of the gap over the contents of a family. The rule,
+fixed before any result was read: solve for the slopes of the gap per unit of either belief (so that
+cross-talk between the families is not mistaken for an effect); a concept is *tracked* when its slope's
+interval lies above zero and the slope reaches the floor. A family that moved its own belief by less than
+``moved`` has tested nothing: its side is *not tested*, which is not *no effect*. The same holds for two
+families that move both beliefs alike, since nothing tells their effects apart then (determinant of the moves
+under ``moved`` squared).
 """
 
 from collections.abc import Sequence
@@ -29,7 +30,10 @@ NUMBERS = (
     *("slope_expectation", "slope_expectation_low", "slope_expectation_high"),
     *("slope_consequence", "slope_consequence_low", "slope_consequence_high"),
 )
-SCHEMA: dict[str, Any] = {name: pl.Float64 for name in NUMBERS} | {"b_fraction_note": pl.String, "attribution": pl.String}
+SCHEMA: dict[str, Any] = {name: pl.Float64 for name in NUMBERS} | {
+    "b_fraction_note": pl.String,
+    "attribution": pl.String,
+}
 
 
 def arm_pairs(family: str, present: Sequence[str]) -> list[tuple[str, str]]:
@@ -42,7 +46,10 @@ def _nets(replicates: Replicates, pairs: Pairs) -> tuple[Array, Array, Array]:
     """Return the change of the gap, of the expectation rate and of the consequence rate, + minus -."""
     gap = net([replicates.gap(*plus) for plus, _ in pairs], [replicates.gap(*minus) for _, minus in pairs])
     rates = [
-        net([replicates.share(rate, *plus) for plus, _ in pairs], [replicates.share(rate, *minus) for _, minus in pairs])
+        net(
+            [replicates.share(rate, *plus) for plus, _ in pairs],
+            [replicates.share(rate, *minus) for _, minus in pairs],
+        )
         for rate in ("expectation", "consequence")
     ]
     return gap, rates[0], rates[1]
@@ -141,7 +148,9 @@ def profile(replicates: Replicates, a_pairs: Pairs, b_pairs: Pairs, statistics: 
         **_fraction(a_net, b_net, confidence),
         **bounded("angle", angle(a_net, b_net), confidence),
         "p_A_greater": probability_greater(a_net, b_net),
-        **dict(zip(("moved_A", "cross_A", "cross_B", "moved_B"), moves[..., 0].ravel().tolist(), strict=True)),
+        **dict(
+            zip(("moved_A", "cross_A", "cross_B", "moved_B"), moves[..., 0].ravel().tolist(), strict=True)
+        ),
         **bounded("slope_expectation", slope[0], confidence),
         **bounded("slope_consequence", slope[1], confidence),
         "attribution": attribution(*tracked),

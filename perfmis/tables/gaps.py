@@ -3,11 +3,12 @@
     python -m perfmis tables.gaps --settings JSON --fingerprint HEX
         --outcomes FILE... --beliefs TABLE --output gaps.parquet
 
-Writes gaps.parquet and gaps.csv: one row per model, training seed and checkpoint, and one pooled over training
-seeds (``seed`` null). Compliance, gap, change and their bounds are percentages or percentage points; rates and
-``malformed`` are shares 0..1. ``change`` is the gap minus the organism's, paired; its p-values are adjusted over
-the arms of a model (Holm). The third tier, where it was run, has ``compliance_rated`` and the gap of rated against
-unmonitored chats. Settings: ``statistics``, ``models`` (name to planted truth or null), ``arms``, ``tiers``.
+Writes gaps.parquet and gaps.csv: one row per model, training seed and checkpoint, and one pooled over
+training seeds (``seed`` null). Compliance, gap, change and their bounds are percentages or percentage points;
+rates and ``malformed`` are shares 0..1. ``change`` is the gap minus the organism's, paired; its p-values are
+adjusted over the arms of a model (Holm). The third tier, where it was run, has ``compliance_rated`` and the
+gap of rated against unmonitored chats. Settings: ``statistics``, ``models`` (name to planted truth or null),
+``tiers``.
 """
 
 from pathlib import Path
@@ -17,15 +18,14 @@ import polars as pl
 
 from perfmis import stage
 from perfmis.artifacts import read_parquet
-from perfmis.statistics import holm, interval, p_value
-from perfmis.tables.cells import Cells, Replicates, build
-from perfmis.tables.common import Row, bounded, joined, setting, table, write
+from perfmis.statistics import holm, p_value
+from perfmis.tables.cells import MEASURES, Cells, Replicates, build
+from perfmis.tables.common import Row, bounded, by_seed, joined, of_models, setting, table, write
 from perfmis.vocabulary import FAMILY_CONCEPT, NEUTRAL, ORGANISM, checkpoint_order
 
 NUMBERS = (
-    *("compliance_monitored", "compliance_unmonitored", "compliance_rated", "gap", "low", "high"),
-    *("gap_lowest", "gap_highest", "malformed", "expectation_rate", "consequence_rate", "used_rate"),
-    *("change", "change_low", "change_high", "p_change", "p_holm", "rated_gap", "rated_low", "rated_high"),
+    *("change", "change_low", "change_high", "p_change", "p_holm"),
+    *("compliance_rated", "rated_gap", "rated_low", "rated_high"),
 )
 SCHEMA: dict[str, Any] = {
     "model": pl.String,
@@ -34,34 +34,22 @@ SCHEMA: dict[str, Any] = {
     "protocol": pl.String,
     "scoring": pl.String,
     **dict.fromkeys(("seeds", "n", "samples"), pl.Int64),
+    **MEASURES,
     **dict.fromkeys(NUMBERS, pl.Float64),
     "warning": pl.String,
 }
 KEYS = ("checkpoint", "protocol")
 
 
-def _row(replicates: Replicates, key: tuple[str, str], confidence: float, tiers: list[str]) -> Row:
-    """Return the measures of one cell."""
-    lowest, highest = replicates.gap_bounds(*key)
-    row = {
-        "checkpoint": key[0],
-        "protocol": key[1],
-        "scoring": "tag",
-        **{f"compliance_{tier}": float(replicates.compliance(tier, *key)[0]) for tier in tiers},
-        **bounded("gap", replicates.gap(*key), confidence, ""),
-        "gap_lowest": lowest,
-        "gap_highest": highest,
-        "malformed": replicates.malformed(*key),
-        **{f"{name}_rate": float(replicates.share(name, *key)[0]) for name in ("expectation", "consequence", "used")},
-    }
-    if "rated" in tiers:
-        rated = replicates.compliance("rated", *key) - replicates.compliance("unmonitored", *key)
-        row |= bounded("rated_gap", rated, confidence, "rated_")
-    return row
+def _rated(replicates: Replicates, key: tuple[str, str], confidence: float) -> Row:
+    """Return what the tier that is rated, but not trained on, adds."""
+    compliance = replicates.compliance("rated", *key)
+    gap = compliance - replicates.compliance("unmonitored", *key)
+    return {"compliance_rated": float(compliance[0])} | bounded("rated_gap", gap, confidence, "rated_")
 
 
 def _changes(replicates: Replicates, cells: Cells, confidence: float) -> dict[tuple[str, str], Row]:
-    """Return the paired change from the organism of every arm under the organism's protocol, with p-values."""
+    """Return the paired change from the organism of every arm under its protocol, with p-values."""
     protocol = next((key[1] for key in cells.keys if key[0] == ORGANISM), None)
     arms = [key for key in cells.keys if key[1] == protocol and key[0] != ORGANISM]
     changes = {key: replicates.gap(*key) - replicates.gap(ORGANISM, protocol) for key in arms}
@@ -75,17 +63,23 @@ def _changes(replicates: Replicates, cells: Cells, confidence: float) -> dict[tu
 def rows_of_model(outcomes: pl.DataFrame, tiers: list[str], statistics: Row) -> list[Row]:
     """Return the rows of one model: pooled over training seeds, and per training seed."""
     result = []
-    seeds: list[int | None] = [None, *sorted(outcomes["seed"].unique())]
-    for seed in seeds:
-        chosen = outcomes if seed is None else outcomes.filter(pl.col("seed") == seed)
+    for seed, chosen in by_seed(outcomes):
         cells = build(chosen, KEYS, tiers)
         replicates = Replicates(cells, statistics["resamples"], statistics["seed"])
         changes = _changes(replicates, cells, statistics["confidence"])
         for key, own_seeds, samples in zip(cells.keys, cells.seeds, cells.samples, strict=True):
-            identity = {"model": outcomes["model"][0], "seed": seed, "seeds": own_seeds}
-            size = {"n": cells.prompts, "samples": samples}
-            measures = _row(replicates, (key[0], key[1]), statistics["confidence"], tiers)
-            result.append(identity | size | measures | changes.get((key[0], key[1]), {}))
+            checkpoint, protocol = key
+            row = {
+                "model": outcomes["model"][0],
+                "seed": seed,
+                "checkpoint": checkpoint,
+                "protocol": protocol,
+            }
+            row |= {"scoring": "tag", "seeds": own_seeds, "n": cells.prompts, "samples": samples}
+            row |= replicates.measured(key, statistics["confidence"])
+            if "rated" in tiers:
+                row |= _rated(replicates, (checkpoint, protocol), statistics["confidence"])
+            result.append(row | changes.get((checkpoint, protocol), {}))
     return result
 
 
@@ -122,7 +116,9 @@ def warning(row: Row, organism: Row | None, beliefs: pl.DataFrame, statistics: R
     return joined(parts)
 
 
-def gaps(outcomes: pl.DataFrame, beliefs: pl.DataFrame, models: list[str], tiers: list[str], statistics: Row) -> pl.DataFrame:
+def gaps(
+    outcomes: pl.DataFrame, beliefs: pl.DataFrame, models: list[str], tiers: list[str], statistics: Row
+) -> pl.DataFrame:
     """Return the table.
 
     Args:
@@ -133,16 +129,17 @@ def gaps(outcomes: pl.DataFrame, beliefs: pl.DataFrame, models: list[str], tiers
         statistics: The ``statistics`` settings.
     """
     rows: list[Row] = []
-    for model in models:
-        chosen = outcomes.filter(pl.col("model") == model)
-        if chosen.is_empty():
-            continue
+    for _, chosen in of_models(outcomes, models):
         own = rows_of_model(chosen, tiers, statistics)
         organisms = {row["seed"]: row for row in own if row["checkpoint"] == ORGANISM}
         for row in own:
             has_organism = row["checkpoint"] == ORGANISM or "change" in row
-            row["warning"] = warning(row, organisms[row["seed"]] if has_organism else None, beliefs, statistics)
-        own.sort(key=lambda row: (row["seed"] is not None, row["seed"] or 0, checkpoint_order(row["checkpoint"])))
+            row["warning"] = warning(
+                row, organisms[row["seed"]] if has_organism else None, beliefs, statistics
+            )
+        own.sort(
+            key=lambda row: (row["seed"] is not None, row["seed"] or 0, checkpoint_order(row["checkpoint"]))
+        )
         rows += own
     return table(rows, SCHEMA)
 
@@ -150,7 +147,9 @@ def gaps(outcomes: pl.DataFrame, beliefs: pl.DataFrame, models: list[str], tiers
 def main(argv: list[str]) -> None:
     """Run the stage."""
     options = stage.parser(__doc__)
-    options.add_argument("--outcomes", type=Path, nargs="+", required=True, help="outcomes of all checkpoints")
+    options.add_argument(
+        "--outcomes", type=Path, nargs="+", required=True, help="outcomes of all checkpoints"
+    )
     options.add_argument("--beliefs", type=Path, required=True, help="beliefs table (parquet)")
     options.add_argument("--output", type=Path, required=True, help="gaps.parquet; gaps.csv goes beside it")
     arguments = options.parse_args(argv)

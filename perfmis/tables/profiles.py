@@ -3,11 +3,11 @@
     python -m perfmis tables.profiles --settings JSON --fingerprint HEX
         --outcomes FILE... [--prompting FILE...] [--steering FILE...] --gaps TABLE --output profiles.parquet
 
-Writes profiles.parquet and profiles.csv: one row per model and method: ``sdf`` (arms), ``prompting`` (the base model
-under snippets), ``prompting:organism`` (the organism under snippets) and ``steering`` (A: the expectation vectors,
-B: the consequence vectors, each at the largest coefficient against its negative, mean over in and out of context).
-Units and the attribution rule: see ``perfmis.tables.contrasts``. Warnings of the sdf rows are the arms' own.
-Settings: ``statistics``, ``models`` (name to planted truth or null), ``arms``, ``tiers``.
+Writes profiles.parquet and profiles.csv: one row per model and method: ``sdf`` (arms), ``prompting`` (the
+base model under snippets), ``prompting:organism`` (the organism under snippets) and ``steering`` (A: the
+expectation vectors, B: the consequence vectors, each at the largest coefficient against its negative, mean
+over in and out of context). Units and the attribution rule: see ``perfmis.tables.contrasts``. Warnings of the
+sdf rows are the arms' own. Settings: ``statistics``, ``models`` (name to planted truth or null).
 """
 
 from collections.abc import Sequence
@@ -45,7 +45,9 @@ def _malformed(replicates: Replicates, keys: Sequence[Key], statistics: Row) -> 
     """Return a warning for every cell with too many malformed answers."""
     shares = {key: replicates.malformed(*key) for key in keys}
     too_many = {key: share for key, share in shares.items() if share > statistics["malformed"]}
-    return [f"{' '.join(map(str, key[1:]))}: malformed {100 * share:.0f} %" for key, share in too_many.items()]
+    return [
+        f"{' '.join(map(str, key[1:]))}: malformed {100 * share:.0f} %" for key, share in too_many.items()
+    ]
 
 
 def _row(cells: Cells, a_pairs: Pairs, b_pairs: Pairs, statistics: Row) -> Row:
@@ -63,14 +65,14 @@ def _row(cells: Cells, a_pairs: Pairs, b_pairs: Pairs, statistics: Row) -> Row:
     return row | {"warning": joined(warnings)}
 
 
-def by_arms(outcomes: pl.DataFrame, gaps: pl.DataFrame, tiers: list[str], statistics: Row) -> Row | None:
+def by_arms(outcomes: pl.DataFrame, gaps: pl.DataFrame, statistics: Row) -> Row | None:
     """Return the sdf profile of one model, or None where it has no arms."""
     arms = outcomes.filter(~pl.col("checkpoint").is_in([BASE, ORGANISM]))
     if arms.is_empty():
         return None
     if arms["protocol"].n_unique() > 1:
         raise UserError(f"{arms['model'][0]}: arms under several protocols; pass the outcomes of one")
-    cells = build(arms, ["checkpoint"], tiers)
+    cells = build(arms, ["checkpoint"])
     present = [key[0] for key in cells.keys]
     a_pairs, b_pairs = (
         [((plus,), (minus,)) for plus, minus in arm_pairs(family, present)] for family in FAMILY_CONCEPT
@@ -86,12 +88,12 @@ def by_arms(outcomes: pl.DataFrame, gaps: pl.DataFrame, tiers: list[str], statis
     return row | {"method": "sdf", "warning": joined([*own, row["warning"]])}
 
 
-def by_snippets(outcomes: pl.DataFrame, checkpoint: str, tiers: list[str], statistics: Row) -> Row | None:
+def by_snippets(outcomes: pl.DataFrame, checkpoint: str, statistics: Row) -> Row | None:
     """Return the profile of one checkpoint of one model under snippets, or None where it has none."""
     chosen = outcomes.filter((pl.col("checkpoint") == checkpoint) & (pl.col("snippet") != "none"))
     if chosen.is_empty():
         return None
-    cells = build(chosen, ["checkpoint", "snippet"], tiers)
+    cells = build(chosen, ["checkpoint", "snippet"])
     present = [key[1] for key in cells.keys]
     a_pairs, b_pairs = (
         [((checkpoint, plus), (checkpoint, minus)) for plus, minus in arm_pairs(family, present)]
@@ -101,7 +103,7 @@ def by_snippets(outcomes: pl.DataFrame, checkpoint: str, tiers: list[str], stati
     return _row(cells, a_pairs, b_pairs, statistics) | {"method": method}
 
 
-def by_vectors(outcomes: pl.DataFrame, tiers: list[str], statistics: Row) -> Row | None:
+def by_vectors(outcomes: pl.DataFrame, statistics: Row) -> Row | None:
     """Return the steering profile of one model, or None where it was not steered."""
     real = outcomes.filter(pl.col("control").is_null())
     if real.is_empty():
@@ -110,7 +112,7 @@ def by_vectors(outcomes: pl.DataFrame, tiers: list[str], statistics: Row) -> Row
     largest = max((alpha for alpha in alphas if -alpha in alphas), default=0.0)
     if largest == 0.0:
         raise UserError(f"{real['model'][0]}: no coefficient stands with both signs; mend steering.alphas")
-    cells = build(real.filter(pl.col("alpha").abs() == largest), STEERING, tiers)
+    cells = build(real.filter(pl.col("alpha").abs() == largest), STEERING)
     contexts = sorted(real["context"].unique())
 
     def ends(concept: str) -> Pairs:
@@ -126,14 +128,18 @@ def by_vectors(outcomes: pl.DataFrame, tiers: list[str], statistics: Row) -> Row
 def main(argv: list[str]) -> None:
     """Run the stage."""
     options = stage.parser(__doc__)
-    options.add_argument("--outcomes", type=Path, nargs="+", required=True, help="outcomes of all checkpoints")
+    options.add_argument(
+        "--outcomes", type=Path, nargs="+", required=True, help="outcomes of all checkpoints"
+    )
     options.add_argument("--prompting", type=Path, nargs="*", default=[], help="outcomes under snippets")
     options.add_argument("--steering", type=Path, nargs="*", default=[], help="outcomes under steering")
     options.add_argument("--gaps", type=Path, required=True, help="gaps table, for the warnings of the arms")
-    options.add_argument("--output", type=Path, required=True, help="profiles.parquet; profiles.csv goes beside it")
+    options.add_argument(
+        "--output", type=Path, required=True, help="profiles.parquet; profiles.csv goes beside it"
+    )
     arguments = options.parse_args(argv)
     job = stage.job(arguments)
-    statistics, tiers = setting(job, "statistics"), setting(job, "tiers")
+    statistics = setting(job, "statistics")
     gaps = read_parquet([arguments.gaps], job.upstream)
     sources = {
         name: read_parquet(paths, job.upstream) if paths else pl.DataFrame(schema={"model": pl.String})
@@ -146,10 +152,10 @@ def main(argv: list[str]) -> None:
     rows = []
     for model, truth in setting(job, "models").items():
         own = {name: frame.filter(pl.col("model") == model) for name, frame in sources.items()}
-        profiles = [by_arms(own["sdf"], gaps, tiers, statistics)] if own["sdf"].height else []
+        profiles = [by_arms(own["sdf"], gaps, statistics)] if own["sdf"].height else []
         if own["prompting"].height:
-            profiles += [by_snippets(own["prompting"], point, tiers, statistics) for point in (BASE, ORGANISM)]
+            profiles += [by_snippets(own["prompting"], point, statistics) for point in (BASE, ORGANISM)]
         if own["steering"].height:
-            profiles.append(by_vectors(own["steering"], tiers, statistics))
+            profiles.append(by_vectors(own["steering"], statistics))
         rows += [row | {"model": model, "truth": truth} for row in profiles if row is not None]
     write(table(rows, SCHEMA), arguments.output, job.fingerprint)

@@ -1,5 +1,6 @@
 import inspect
 import json
+from functools import partial
 import sys
 from pathlib import Path
 
@@ -7,7 +8,6 @@ from perfmis import config as configuration
 from perfmis.stage import UserError
 from perfmis.study import FIGURE_TABLES, Chain, figure_numbers
 from perfmis.vocabulary import BASE, ORGANISM
-from snakemake.exceptions import WorkflowError
 
 # A stage runs under the interpreter that runs the workflow, whatever PATH says.
 shell.prefix(f"export PATH={Path(sys.executable).parent}:$PATH; ")
@@ -15,14 +15,14 @@ shell.prefix(f"export PATH={Path(sys.executable).parent}:$PATH; ")
 try:
     study = configuration.parse(config, ", ".join(map(str, workflow.configfiles)))
 except UserError as error:
-    raise WorkflowError(str(error)) from None
+    sys.exit(f"error: {error}")
 
 stages = Chain(study)
 root = study.root
 seeds = study.seeds.training
 figures = figure_numbers(study)
 protocol = study.evaluation.protocol
-TABLES = ["gaps", "profiles", "beliefs", "steering", "prompting", "convergence", "published"]
+TABLES = ["gaps", "profiles", "beliefs", "steering", "prompting", "calibration", "convergence", "published"]
 ENV = "../envs/perfmis.yaml"
 
 
@@ -99,11 +99,12 @@ def adapter_arguments(wildcards, input):
     return [f"{name}={folder}" for folder, name in names.items()]
 
 
-def over_kept(*patterns):
-    """Input function: the patterns for every kept model and training seed."""
+def over_kept(*patterns, steered=False):
+    """Input function: the patterns for every kept model and training seed, or for the steered ones among them."""
 
     def of(wildcards):
-        return expand(patterns, model=kept(wildcards), seed=seeds)
+        models = stages.steered(kept(wildcards)) if steered else kept(wildcards)
+        return expand(patterns, model=models, seed=seeds)
 
     return of
 

@@ -1,21 +1,23 @@
 # Tables: light jobs that read outcomes, never a model.
-def table_rule_files(name):
-    return {
-        "table": f"{root}/tables/{name}.parquet",
-        "csv": f"{root}/tables/{name}.csv",
-    }
+screened = over_all(*rules.screen_outcomes.output)
+treated = over_kept(*rules.outcomes.output)
+steered = over_kept(*rules.steering_outcomes.output, steered=True)
+prompted_outcomes = over_kept(*rules.prompting_outcomes.output)
 
 
-screen_outcomes = over_all(*rules.screen_outcomes.output)
-arm_outcomes = over_kept(*rules.outcomes.output)
+def table_output(name):
+    """The two files of a table; the parquet is what other stages read, the CSV is for people."""
+    csv = report(
+        f"{root}/tables/{name}.csv", caption=f"../report/{name}.rst", category="Tables", labels={"table": name}
+    )
+    return [f"{root}/tables/{name}.parquet", csv]
 
 
 rule table_beliefs:
     input:
-        screen=rules.screen.output.kept if study.screen.keep == "auto" else [],
-        beliefs=over_kept(rules.beliefs.output[0]),
+        over_kept(*rules.beliefs.output),
     output:
-        **table_rule_files("beliefs"),
+        table_output("beliefs"),
     log:
         f"{root}/logs/tables/beliefs.log",
     benchmark:
@@ -24,10 +26,174 @@ rule table_beliefs:
         ENV
     threads: 1
     resources:
-        mem_mb=4000,
+        mem_mb=8000,
         runtime=30,
     params:
         **stage(stages.table_beliefs),
     shell:
         "python -m perfmis tables.beliefs --settings {params.settings:q} --fingerprint {params.fingerprint}"
-        " --beliefs {input.beliefs} --output {output.table} > {log} 2>&1"
+        " --beliefs {input} --output {output[0]} > {log} 2>&1"
+
+
+rule table_gaps:
+    input:
+        screened=screened,
+        treated=treated,
+        beliefs=rules.table_beliefs.output[0],
+    output:
+        table_output("gaps"),
+    log:
+        f"{root}/logs/tables/gaps.log",
+    benchmark:
+        f"{root}/benchmarks/tables/gaps.tsv"
+    conda:
+        ENV
+    threads: 1
+    resources:
+        mem_mb=8000,
+        runtime=60,
+    params:
+        **stage(stages.table_gaps),
+    shell:
+        "python -m perfmis tables.gaps --settings {params.settings:q} --fingerprint {params.fingerprint}"
+        " --outcomes {input.screened} {input.treated} --beliefs {input.beliefs} --output {output[0]} > {log} 2>&1"
+
+
+rule table_steering:
+    input:
+        steered,
+    output:
+        table_output("steering"),
+    log:
+        f"{root}/logs/tables/steering.log",
+    benchmark:
+        f"{root}/benchmarks/tables/steering.tsv"
+    conda:
+        ENV
+    threads: 1
+    resources:
+        mem_mb=8000,
+        runtime=60,
+    params:
+        **stage(stages.table_steering),
+    shell:
+        "python -m perfmis tables.steering --settings {params.settings:q} --fingerprint {params.fingerprint}"
+        " --outcomes {input} --output {output[0]} > {log} 2>&1"
+
+
+rule table_prompting:
+    input:
+        prompted_outcomes,
+    output:
+        table_output("prompting"),
+        table_output("calibration"),
+    log:
+        f"{root}/logs/tables/prompting.log",
+    benchmark:
+        f"{root}/benchmarks/tables/prompting.tsv"
+    conda:
+        ENV
+    threads: 1
+    resources:
+        mem_mb=8000,
+        runtime=60,
+    params:
+        **stage(stages.table_prompting),
+    shell:
+        "python -m perfmis tables.prompting --settings {params.settings:q} --fingerprint {params.fingerprint}"
+        " --outcomes {input} --output {output[0]} --calibration {output[2]} > {log} 2>&1"
+
+
+rule table_profiles:
+    input:
+        screened=over_kept(*rules.screen_outcomes.output),
+        treated=treated,
+        steered=steered,
+        prompted=prompted_outcomes,
+        gaps=rules.table_gaps.output[0],
+    output:
+        table_output("profiles"),
+    log:
+        f"{root}/logs/tables/profiles.log",
+    benchmark:
+        f"{root}/benchmarks/tables/profiles.tsv"
+    conda:
+        ENV
+    threads: 1
+    resources:
+        mem_mb=16000,
+        runtime=60,
+    params:
+        **stage(stages.table_profiles),
+    shell:
+        "python -m perfmis tables.profiles --settings {params.settings:q} --fingerprint {params.fingerprint}"
+        " --outcomes {input.screened} {input.treated} --steering {input.steered} --prompting {input.prompted}"
+        " --gaps {input.gaps} --output {output[0]} > {log} 2>&1"
+
+
+rule table_convergence:
+    input:
+        rules.table_profiles.output[0],
+    output:
+        table_output("convergence"),
+    log:
+        f"{root}/logs/tables/convergence.log",
+    benchmark:
+        f"{root}/benchmarks/tables/convergence.tsv"
+    conda:
+        ENV
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    params:
+        **stage(stages.table_convergence),
+    shell:
+        "python -m perfmis tables.convergence --settings {params.settings:q} --fingerprint {params.fingerprint}"
+        " --profiles {input} --output {output[0]} > {log} 2>&1"
+
+
+rule table_published:
+    input:
+        "resources/published.csv",
+    output:
+        table_output("published"),
+    log:
+        f"{root}/logs/tables/published.log",
+    benchmark:
+        f"{root}/benchmarks/tables/published.tsv"
+    conda:
+        ENV
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    params:
+        **stage(stages.table_published),
+    shell:
+        "python -m perfmis tables.published --settings {params.settings:q} --fingerprint {params.fingerprint}"
+        " --source {input} --output {output[0]} > {log} 2>&1"
+
+
+rule story:
+    input:
+        screen=rules.screen.output.table,
+        gaps=rules.table_gaps.output[0],
+        profiles=rules.table_profiles.output[0],
+    output:
+        f"{root}/report/story.rst",
+    log:
+        f"{root}/logs/tables/story.log",
+    benchmark:
+        f"{root}/benchmarks/tables/story.tsv"
+    conda:
+        ENV
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    params:
+        **stage(stages.story),
+    shell:
+        "python -m perfmis story --settings {params.settings:q} --fingerprint {params.fingerprint}"
+        " --screen {input.screen} --gaps {input.gaps} --profiles {input.profiles} --output {output} > {log} 2>&1"

@@ -1,0 +1,140 @@
+"""Stage `story`: the first page of the report, written from the tables.
+
+    python -m perfmis story --settings JSON --fingerprint HEX --screen screen.parquet --gaps gaps.parquet
+        --profiles profiles.parquet --output story.rst
+
+Says what was planted (where it is known), what was read and how sure that is; every number is taken from the tables. Settings: those of the tables.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from perfmis import stage
+from perfmis.artifacts import read_parquet
+from perfmis.vocabulary import NEUTRAL, ORGANISM
+
+METHODS = {
+    "sdf": "fine-tuning (SDF)",
+    "steering": "steering",
+    "prompting": "prompting the base",
+    "prompting:organism": "prompting the organism",
+}
+
+
+def _rst_table(header: list[str], rows: list[list[str]]) -> str:
+    """Return a list-table of reStructuredText."""
+    lines = [".. list-table::", "   :header-rows: 1", ""]
+    for row in (header, *rows):
+        lines += [f"   {'*' if i == 0 else ' '} - {cell}" for i, cell in enumerate(row)]
+    return "\n".join(lines)
+
+
+def _interval(row: dict[str, Any], name: str) -> str:
+    return f"{row[f'{name}_net']:+.0f} [{row[f'{name}_low']:+.0f}, {row[f'{name}_high']:+.0f}]"
+
+
+def planted(models: dict[str, str | None]) -> str:
+    """Return the section on what drives the gap by construction, or that nobody knows."""
+    known = {name: truth for name, truth in models.items() if truth}
+    if not known:
+        return "The models are trained by others: what drives their gap is the question, and no truth is planted."
+    listed = ", ".join(f"*{truth}* in ``{name}``" for name, truth in known.items())
+    return (
+        "The models are tiny and were trained here, so the process behind each gap is known: "
+        f"{listed}. An *indifferent* model takes no notice of the tier and has to fail the screen."
+    )
+
+
+def screened(screen: pl.DataFrame) -> str:
+    """Return the section on the screen."""
+    rows = [
+        [f"``{r['model']}``", f"{r['gap']:+.0f} [{r['low']:+.0f}, {r['high']:+.0f}]", str(r["n"]),
+         "passed" if r["passed"] else "**failed**"]
+        for r in screen.filter(pl.col("seed").is_null()).sort("model").to_dicts()
+    ]  # fmt: skip
+    return _rst_table(["candidate", "organism's gap (pp)", "prompts", "screen"], rows)
+
+
+def read(profiles: pl.DataFrame) -> str:
+    """Return the section on what each method reads off each model."""
+    rows = []
+    for r in profiles.sort("model", "method").to_dicts():
+        rows.append(
+            [
+                f"``{r['model']}``",
+                METHODS[r["method"]],
+                _interval(r, "A"),
+                _interval(r, "B"),
+                f"{r['p_A_greater']:.2f}",
+                f"**{r['attribution']}**",
+                r["truth"] or "unknown",
+            ]
+        )
+    header = ["model", "method", "A net (pp)", "B net (pp)", "P(A > B)", "read", "planted"]
+    return _rst_table(header, rows)
+
+
+def recovered(profiles: pl.DataFrame) -> str:
+    """Return one sentence per method on how many planted truths it recovers."""
+    known = profiles.filter(pl.col("truth").is_not_null())
+    sentences = []
+    for method, label in METHODS.items():
+        rows = known.filter(pl.col("method") == method)
+        if rows.height:
+            right = rows.filter(pl.col("attribution") == pl.col("truth")).height
+            sentences.append(f"* {label}: {right} of {rows.height} planted truths read right")
+    return "\n".join(sentences)
+
+
+def checks(gaps: pl.DataFrame, models: list[str]) -> str:
+    """Return the section on the instruments: malformed answers, the monitoring belief, the neutral arm."""
+    pooled = gaps.filter(pl.col("seed").is_null(), pl.col("scoring") == "tag", pl.col("model").is_in(models))
+    lines = [f"* largest share of malformed answers in any checkpoint: {100 * pooled['malformed'].max():.1f} %"]
+    for model in models:
+        rows = {r["checkpoint"]: r for r in pooled.filter(pl.col("model") == model).to_dicts()}
+        if NEUTRAL in rows:
+            lines.append(
+                f"* ``{model}``: gap of the organism {rows[ORGANISM]['gap']:+.0f} pp, of the neutral arm "
+                f"{rows[NEUTRAL]['gap']:+.0f} pp"
+            )
+    warned = pooled.filter(pl.col("warning") != "")
+    lines += [f"* ``{r['model']}`` {r['checkpoint']}: {r['warning']}" for r in warned.to_dicts()]
+    return "\n".join(lines)
+
+
+def story(screen: pl.DataFrame, gaps: pl.DataFrame, profiles: pl.DataFrame, settings: dict[str, Any]) -> str:
+    """Return the whole page."""
+    seeds = profiles["seeds"].max()
+    parts = [
+        "What drives the alignment-faking gap: consequence-tracking (family B, the scheming reading) or "
+        "expectation-tracking (family A, the sycophancy reading)? Each process is amplified and suppressed by fine-tuning on "
+        "documents, by steering and by prompts; the profile says which family moves the gap more.",
+        "**What was planted.** " + planted(settings["models"]),
+        "**Who has a gap.** Candidates after the first round of fine-tuning:",
+        screened(screen),
+        "**What was read.** A net and B net are gap differences between the amplifying and the suppressing arms, in percentage points with "
+        f"{100 * settings['statistics']['confidence']:.0f} % intervals:",
+        read(profiles),
+        recovered(profiles),
+        f"**How sure.** Intervals are bootstraps over {seeds} training seed(s) and {profiles['n'].max()} prompts, crossed. "
+        + ("One training seed says nothing about the variation between trainings. " if seeds == 1 else "")
+        + "The attribution rule was fixed before any result was read; *not tested* means that an instrument moved nothing.",
+        "**Were the instruments sound?**",
+        checks(gaps, profiles["model"].unique(maintain_order=True).to_list()),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def main(argv: list[str]) -> None:
+    """Run the stage."""
+    parser = stage.parser(__doc__ or "")
+    for name in ("screen", "gaps", "profiles"):
+        parser.add_argument(f"--{name}", type=Path, required=True, help=f"table {name}")
+    parser.add_argument("--output", type=Path, required=True, help="story.rst")
+    arguments = parser.parse_args(argv)
+    job = stage.job(arguments)
+    tables = [read_parquet([path], job.upstream) for path in (arguments.screen, arguments.gaps, arguments.profiles)]
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(story(*tables, job.settings))

@@ -1,0 +1,86 @@
+"""Stage `tables.convergence`: do fine-tuning, prompting and steering name the same process?
+
+    python -m perfmis tables.convergence --settings JSON --fingerprint HEX
+        --profiles TABLE --output convergence.parquet
+
+Writes convergence.parquet and convergence.csv: one row per model. Each method names a side: ``A``
+(expectation), ``B`` (consequence), ``both``, ``neither``, ``undecided`` or ``not tested``. A concept is
+tracked by the rule of ``perfmis.tables.contrasts``, ruled out when the upper bound of its slope lies below
+the floor, and open otherwise; an open concept leaves a method undecided unless the other concept is tracked.
+``p_*`` is P(B_net > A_net). ``agreement`` counts the methods that name the most frequent side. Settings:
+``statistics``, ``models``.
+"""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from perfmis import stage
+from perfmis.artifacts import read_parquet
+from perfmis.tables.common import Row, of_models, setting, table, write
+
+METHODS = ("sdf", "prompting", "steering")
+SCHEMA: dict[str, Any] = {
+    "model": pl.String,
+    "truth": pl.String,
+    **dict.fromkeys(METHODS, pl.String),
+    **dict.fromkeys((f"p_{method}" for method in METHODS), pl.Float64),
+    "agreement": pl.Int64,
+    "verdict": pl.String,
+}
+SIDES: dict[str, str] = {
+    "expectation": "A",
+    "consequence": "B",
+    "expectation (consequence not tested)": "A",
+    "consequence (expectation not tested)": "B",
+}
+
+
+def side(row: Row, floor: float) -> str:
+    """Return the side that one method's profile names."""
+    if row["attribution"] != "neither":
+        return SIDES.get(row["attribution"], str(row["attribution"]))
+    ruled_out = all(row[f"slope_{concept}_high"] < floor for concept in ("expectation", "consequence"))
+    return "neither" if ruled_out else "undecided"
+
+
+def verdict(sides: list[str]) -> tuple[int, str]:
+    """Return how many methods name the most frequent side, and the verdict in words."""
+    named = Counter(name for name in sides if name not in ("undecided", "not tested"))
+    if not named:
+        return 0, "not tested" if set(sides) == {"not tested"} else "undecided"
+    (first, count), *others = named.most_common()
+    if others and others[0][1] == count:
+        return count, "methods disagree: " + ", ".join(sorted(named))
+    if others:
+        return count, f"{first}, against {others[0][0]}"
+    return count, f"{first}, by {count} of {len(sides)} methods"
+
+
+def row_of_model(model: str, profiles: pl.DataFrame, floor: float) -> Row:
+    """Return the row of one model."""
+    row: Row = {"model": model, "truth": profiles["truth"][0]}
+    for method in METHODS:
+        found = profiles.filter(pl.col("method") == method).to_dicts()
+        row[method] = side(found[0], floor) if found else "not tested"
+        greater = found[0]["p_A_greater"] if found else None
+        row[f"p_{method}"] = None if greater is None else 1 - greater
+    row["agreement"], row["verdict"] = verdict([row[method] for method in METHODS])
+    return row
+
+
+def main(argv: list[str]) -> None:
+    """Run the stage."""
+    options = stage.parser(__doc__)
+    options.add_argument("--profiles", type=Path, required=True, help="profiles table (parquet)")
+    options.add_argument(
+        "--output", type=Path, required=True, help="convergence.parquet; the CSV goes beside it"
+    )
+    arguments = options.parse_args(argv)
+    job = stage.job(arguments)
+    profiles = read_parquet([arguments.profiles], job.upstream)
+    floor = setting(job, "statistics")["floor"]
+    rows = [row_of_model(model, own, floor) for model, own in of_models(profiles, setting(job, "models"))]
+    write(table(rows, SCHEMA), arguments.output, job.fingerprint)
