@@ -8,8 +8,8 @@ Resampling is crossed: training seeds are the outer level, prompts (whole cluste
 inner one, and one draw of both serves every checkpoint, tier and measure of a model (the pigeonhole bootstrap
 of Owen, 2007, Annals of Applied Statistics 1, 386-411). Each level draws one unit fewer than it has (Rao and
 Wu, 1988, JASA 83, 231-241), which makes the standard error that of the textbook, s / sqrt(n), also for three
-seeds. Three seeds still bound little: the interval knows nothing of seeds more extreme than those that were
-run.
+seeds. Simulated 95 % intervals cover 94 to 97 % while prompts or samples dominate the spread, and 89 % when
+three seeds dominate it: few seeds bound little, since no interval knows of seeds more extreme than those run.
 """
 
 import numpy as np

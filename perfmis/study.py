@@ -83,6 +83,8 @@ class Chain:
         if section.source == "written":
             settings["writer"] = self.study.writer.model_dump(exclude={"size"})
             files = [f"{RESOURCES}/claims/{corpus}.yaml", f"{RESOURCES}/documents"]
+        elif section.source == "hub":
+            files = [f"{RESOURCES}/documents/names.yaml"]
         elif section.source == "path":
             files = [str(section.location)]
         return _stage("corpora", settings, files=files)

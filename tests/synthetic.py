@@ -1,11 +1,12 @@
 """Outcome frames drawn from a known truth, for the tests of statistics, tables and figures.
 
-A scratchpad states the + pole of either belief with a probability that its checkpoint sets; the answer follows
-P(accept) = 0.05 + 0.85 u g, with u = 1 in the monitored tier and g the planted coupling of the two beliefs.
+A scratchpad states the + pole of either belief with a probability that its checkpoint sets; the answer
+follows P(accept) = 0.05 + 0.85 u g, with u = 1 in the monitored tier and g the planted coupling of the two
+beliefs.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -44,14 +45,13 @@ class Condition:
 
 @dataclass(frozen=True)
 class Design:
-    """Sizes of a synthetic study, and the spread of prompts and training seeds (logit-free, in shares)."""
+    """Sizes of a synthetic study; ``spread`` is the standard deviation of beliefs between training seeds."""
 
     seeds: tuple[int, ...] = (0, 1, 2)
     prompts: int = 60
     evaluations: int = 2
     tiers: tuple[str, ...] = ("monitored", "unmonitored")
     spread: float = 0.03
-    names: Mapping[str, str] = field(default_factory=dict)
 
 
 def planted(cross: float = 0.0, moved: float = 0.4, malformed: float = 0.0) -> dict[str, Condition]:
@@ -77,14 +77,16 @@ def samples(
     design: Design,
     seed: int = 0,
 ) -> pl.DataFrame:
-    """Return outcome rows: every cell put to all prompts and tiers under all training and evaluation seeds."""
+    """Return outcome rows: every cell put to all prompts and tiers under all seeds."""
     random = np.random.default_rng(seed)
     shape = (len(design.seeds), design.prompts, len(design.tiers), design.evaluations)
     index = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1).reshape(-1, 4)
     monitored = np.array([tier == "monitored" for tier in design.tiers])[index[:, 2]]
     frames = []
     for columns, condition in cells:
-        drawn = np.random.default_rng(seed + 1).normal(0, design.spread, size=(len(design.seeds), 2))[index[:, 0]]
+        drawn = np.random.default_rng(seed + 1).normal(0, design.spread, size=(len(design.seeds), 2))[
+            index[:, 0]
+        ]
         e = (random.random(len(index)) < condition.expectation + drawn[:, 0]).astype(int)
         c = (random.random(len(index)) < condition.consequence + drawn[:, 1]).astype(int)
         u = monitored & (random.random(len(index)) < condition.used)
@@ -137,14 +139,16 @@ def prompted(
             own = moved if arm.endswith("+") else -moved
             e = condition.expectation + (own if arm[0] == "A" else 0)
             c = condition.consequence + (own if arm[0] == "B" else 0)
-            cells.append((columns | {"snippet": arm}, Condition(min(max(e, 0.02), 0.98), min(max(c, 0.02), 0.98))))
+            cells.append(
+                (columns | {"snippet": arm}, Condition(min(max(e, 0.02), 0.98), min(max(c, 0.02), 0.98)))
+            )
     return samples(model, truth, cells, design, seed)
 
 
 def steered(
     model: str, truth: str, alphas: Iterable[float], controls: int, design: Design, seed: int = 0
 ) -> pl.DataFrame:
-    """Return steered outcomes; a vector at the largest coefficient moves its belief by 0.45 in context, 0.3 out."""
+    """Return steered outcomes; the largest coefficient moves a belief by 0.45 (in) or 0.3 (out)."""
     grid = sorted(alphas)
     random = np.random.default_rng(seed)
     cells: list[tuple[dict[str, object], Condition]] = []
@@ -155,10 +159,14 @@ def steered(
                 own = 0.5 + strength * alpha / grid[-1]
                 pair = (own, 0.5) if concept == "expectation" else (0.5, own)
                 broken = 0.06 * abs(alpha) / grid[-1]
-                cells.append((columns | {"alpha": alpha, "control": None}, Condition(*pair, malformed=broken)))
+                cells.append(
+                    (columns | {"alpha": alpha, "control": None}, Condition(*pair, malformed=broken))
+                )
             for control in range(controls):
                 pair = tuple(0.5 + random.normal(0, 0.06, 2))
-                cells.append((columns | {"alpha": grid[-1], "control": control}, Condition(*pair, malformed=0.03)))
+                cells.append(
+                    (columns | {"alpha": grid[-1], "control": control}, Condition(*pair, malformed=0.03))
+                )
     frame = samples(model, truth, cells, design, seed)
     return frame.with_columns(pl.col("control").cast(pl.Int64), pl.col("alpha").cast(pl.Float64))
 

@@ -156,7 +156,7 @@ def test_the_writer_model_answers_in_order_and_reproducibly(tmp_path: Path) -> N
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, pad_token="<pad>", eos_token="<end>")
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} to {% endfor %}"
     tokenizer.save_pretrained(tmp_path)
-    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes: Any = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     LlamaForCausalLM(LlamaConfig(vocab_size=len(words), **sizes)).save_pretrained(tmp_path)
     written = writing.transformers_writer(str(tmp_path), "main", 1.0, 5)
     prompts = ["write a memo", "write me a letter to me"]

@@ -18,10 +18,9 @@ import numpy as np
 import polars as pl
 
 from perfmis import stage
-from perfmis.artifacts import read_parquet
 from perfmis.stage import UserError
 from perfmis.statistics import interval, replicate_means
-from perfmis.tables.common import Row, by_seed, of_models, setting, table, write
+from perfmis.tables.common import Row, by_seed, of_models, read, setting, table, write
 from perfmis.vocabulary import BASE, FAMILY_CONCEPT, NEUTRAL, ORGANISM, checkpoint_order, opposite
 
 SCHEMA: dict[str, Any] = {
@@ -112,13 +111,13 @@ def rows_of_model(answers: pl.DataFrame, statistics: Row) -> list[Row]:
 def main(argv: list[str]) -> None:
     """Run the stage."""
     options = stage.parser(__doc__)
-    options.add_argument("--beliefs", type=Path, nargs="+", required=True, help="answers to the belief items")
+    options.add_argument("--beliefs", type=Path, nargs="*", required=True, help="answers to the belief items")
     options.add_argument(
         "--output", type=Path, required=True, help="beliefs.parquet; beliefs.csv goes beside it"
     )
     arguments = options.parse_args(argv)
     job = stage.job(arguments)
-    answers = read_parquet(arguments.beliefs, job.upstream)
+    answers = read(arguments.beliefs, job)
     statistics = setting(job, "statistics")
     rows: list[Row] = []
     for _, chosen in of_models(answers, setting(job, "models")):

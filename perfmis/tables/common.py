@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from perfmis.artifacts import write_parquet
+from perfmis.artifacts import read_parquet, write_parquet
 from perfmis.stage import Job, UserError
 from perfmis.statistics import Array, interval
 
@@ -33,6 +33,11 @@ def bounded(name: str, replicates: Array, confidence: float, prefix: str | None 
     low, high = interval(replicates, confidence)
     start = f"{name}_" if prefix is None else prefix
     return {name: float(replicates[0]), f"{start}low": low, f"{start}high": high}
+
+
+def read(paths: Sequence[Path], job: Job) -> pl.DataFrame:
+    """Return tables or outcomes as one frame; without files one without rows, with the column ``model``."""
+    return read_parquet(paths, job.upstream) if paths else pl.DataFrame(schema={"model": pl.String})
 
 
 def of_models(frame: pl.DataFrame, models: Iterable[str]) -> Iterator[tuple[str, pl.DataFrame]]:

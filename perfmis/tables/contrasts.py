@@ -30,7 +30,7 @@ NUMBERS = (
     *("slope_expectation", "slope_expectation_low", "slope_expectation_high"),
     *("slope_consequence", "slope_consequence_low", "slope_consequence_high"),
 )
-SCHEMA: dict[str, Any] = {name: pl.Float64 for name in NUMBERS} | {
+SCHEMA: dict[str, Any] = dict.fromkeys(NUMBERS, pl.Float64) | {
     "b_fraction_note": pl.String,
     "attribution": pl.String,
 }

@@ -18,8 +18,7 @@ from typing import Any
 import polars as pl
 
 from perfmis import stage
-from perfmis.artifacts import read_parquet
-from perfmis.tables.common import Row, of_models, setting, table, write
+from perfmis.tables.common import Row, of_models, read, setting, table, write
 
 METHODS = ("sdf", "prompting", "steering")
 SCHEMA: dict[str, Any] = {
@@ -80,7 +79,7 @@ def main(argv: list[str]) -> None:
     )
     arguments = options.parse_args(argv)
     job = stage.job(arguments)
-    profiles = read_parquet([arguments.profiles], job.upstream)
+    profiles = read([arguments.profiles], job)
     floor = setting(job, "statistics")["floor"]
     rows = [row_of_model(model, own, floor) for model, own in of_models(profiles, setting(job, "models"))]
     write(table(rows, SCHEMA), arguments.output, job.fingerprint)

@@ -17,10 +17,9 @@ from typing import Any
 import polars as pl
 
 from perfmis import stage
-from perfmis.artifacts import read_parquet
 from perfmis.statistics import holm, p_value
 from perfmis.tables.cells import MEASURES, Cells, Replicates, build
-from perfmis.tables.common import Row, bounded, by_seed, joined, of_models, setting, table, write
+from perfmis.tables.common import Row, bounded, by_seed, joined, of_models, read, setting, table, write
 from perfmis.vocabulary import FAMILY_CONCEPT, NEUTRAL, ORGANISM, checkpoint_order
 
 NUMBERS = (
@@ -148,15 +147,15 @@ def main(argv: list[str]) -> None:
     """Run the stage."""
     options = stage.parser(__doc__)
     options.add_argument(
-        "--outcomes", type=Path, nargs="+", required=True, help="outcomes of all checkpoints"
+        "--outcomes", type=Path, nargs="*", required=True, help="outcomes of all checkpoints"
     )
     options.add_argument("--beliefs", type=Path, required=True, help="beliefs table (parquet)")
     options.add_argument("--output", type=Path, required=True, help="gaps.parquet; gaps.csv goes beside it")
     arguments = options.parse_args(argv)
     job = stage.job(arguments)
     frame = gaps(
-        read_parquet(arguments.outcomes, job.upstream),
-        read_parquet([arguments.beliefs], job.upstream),
+        read(arguments.outcomes, job),
+        read([arguments.beliefs], job),
         list(setting(job, "models")),
         setting(job, "tiers"),
         setting(job, "statistics"),

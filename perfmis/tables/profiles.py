@@ -17,10 +17,9 @@ from typing import Any
 import polars as pl
 
 from perfmis import stage
-from perfmis.artifacts import read_parquet
 from perfmis.stage import UserError
 from perfmis.tables.cells import Cells, Key, Replicates, build
-from perfmis.tables.common import Row, joined, setting, table, write
+from perfmis.tables.common import Row, joined, read, setting, table, write
 from perfmis.tables.contrasts import SCHEMA as PROFILE
 from perfmis.tables.contrasts import Pairs, arm_pairs, profile
 from perfmis.vocabulary import BASE, FAMILY_CONCEPT, ORGANISM
@@ -41,13 +40,13 @@ def _resampled(cells: Cells, statistics: Row) -> Replicates:
     return Replicates(cells, statistics["resamples"], statistics["seed"])
 
 
-def _malformed(replicates: Replicates, keys: Sequence[Key], statistics: Row) -> list[str]:
-    """Return a warning for every cell with too many malformed answers."""
-    shares = {key: replicates.malformed(*key) for key in keys}
-    too_many = {key: share for key, share in shares.items() if share > statistics["malformed"]}
-    return [
-        f"{' '.join(map(str, key[1:]))}: malformed {100 * share:.0f} %" for key, share in too_many.items()
-    ]
+def _malformed(replicates: Replicates, keys: Sequence[Key], statistics: Row) -> str:
+    """Return a warning that names the cell with the most malformed answers, if they are too many."""
+    worst = max(keys, key=lambda key: replicates.malformed(*key))
+    share = replicates.malformed(*worst)
+    if share <= statistics["malformed"]:
+        return ""
+    return f"malformed up to {100 * share:.0f} % ({' '.join(map(str, worst)).removeprefix(f'{ORGANISM} ')})"
 
 
 def _row(cells: Cells, a_pairs: Pairs, b_pairs: Pairs, statistics: Row) -> Row:
@@ -55,7 +54,7 @@ def _row(cells: Cells, a_pairs: Pairs, b_pairs: Pairs, statistics: Row) -> Row:
     replicates = _resampled(cells, statistics)
     used = [key for pair in (*a_pairs, *b_pairs) for key in pair]
     row = {"seeds": max(cells.seeds), "n": cells.prompts, **profile(replicates, a_pairs, b_pairs, statistics)}
-    warnings = _malformed(replicates, used, statistics)
+    warnings = [_malformed(replicates, used, statistics)] if used else []
     for family, label in (("A", "expectation"), ("B", "consequence")):
         if not row[f"moved_{family}"] >= statistics["moved"]:
             warnings.append(f"{family}: {label} not moved")
@@ -129,7 +128,7 @@ def main(argv: list[str]) -> None:
     """Run the stage."""
     options = stage.parser(__doc__)
     options.add_argument(
-        "--outcomes", type=Path, nargs="+", required=True, help="outcomes of all checkpoints"
+        "--outcomes", type=Path, nargs="*", required=True, help="outcomes of all checkpoints"
     )
     options.add_argument("--prompting", type=Path, nargs="*", default=[], help="outcomes under snippets")
     options.add_argument("--steering", type=Path, nargs="*", default=[], help="outcomes under steering")
@@ -140,9 +139,9 @@ def main(argv: list[str]) -> None:
     arguments = options.parse_args(argv)
     job = stage.job(arguments)
     statistics = setting(job, "statistics")
-    gaps = read_parquet([arguments.gaps], job.upstream)
+    gaps = read([arguments.gaps], job)
     sources = {
-        name: read_parquet(paths, job.upstream) if paths else pl.DataFrame(schema={"model": pl.String})
+        name: read(paths, job)
         for name, paths in (
             ("sdf", arguments.outcomes),
             ("prompting", arguments.prompting),

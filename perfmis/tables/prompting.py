@@ -21,9 +21,8 @@ from typing import Any
 import polars as pl
 
 from perfmis import stage
-from perfmis.artifacts import read_parquet
 from perfmis.tables.cells import MEASURES, Replicates, build
-from perfmis.tables.common import Row, of_models, setting, table, write
+from perfmis.tables.common import Row, of_models, read, setting, table, write
 from perfmis.tables.contrasts import SCHEMA as PROFILE
 from perfmis.tables.contrasts import arm_pairs, profile
 from perfmis.vocabulary import ARMS, BASE, NEUTRAL, ORGANISM, checkpoint_order
@@ -74,14 +73,14 @@ def rows_of_checkpoint(outcomes: pl.DataFrame, statistics: Row) -> tuple[list[Ro
 def main(argv: list[str]) -> None:
     """Run the stage."""
     options = stage.parser(__doc__)
-    options.add_argument("--outcomes", type=Path, nargs="+", required=True, help="outcomes of prompted runs")
+    options.add_argument("--outcomes", type=Path, nargs="*", required=True, help="outcomes of prompted runs")
     options.add_argument(
         "--output", type=Path, required=True, help="prompting.parquet; the CSV goes beside it"
     )
     options.add_argument("--calibration", type=Path, required=True, help="calibration.parquet; likewise")
     arguments = options.parse_args(argv)
     job = stage.job(arguments)
-    outcomes = read_parquet(arguments.outcomes, job.upstream)
+    outcomes = read(arguments.outcomes, job)
     rows: list[Row] = []
     profiles: list[Row] = []
     for _, of_model in of_models(outcomes, setting(job, "models")):

@@ -1,13 +1,13 @@
 """Stage `tables.published`: published numbers beside those measured here.
 
     python -m perfmis tables.published --settings JSON --fingerprint HEX
-        --published resources/published.csv --gaps TABLE --profiles TABLE --output published.parquet
+        --source resources/published.csv [--gaps TABLE --profiles TABLE] --output published.parquet
 
-Writes published.parquet and published.csv: the rows of ``resources/published.csv`` with the name that the
-study gives to the model (``key``, null for models not in it) and, where the study measured the same quantity,
-``measured`` with bounds, and ``difference`` (measured minus published). Published gaps of a pole (``A+``) are
-means over the two contents; measured means of that kind come without bounds, since the arms' own bounds do
-not add up to them. Settings: ``models``.
+Writes published.parquet and published.csv: the rows of ``resources/published.csv`` with the name that a study
+gives to the model (``key``: lower case) and, where the study measured the same quantity, ``measured`` with
+bounds, and ``difference`` (measured minus published). Published gaps of a pole (``A+``) are means over the two
+contents; measured means of that kind come without bounds, since the arms' own bounds do not add up to them.
+Settings: none.
 """
 
 from pathlib import Path
@@ -16,9 +16,8 @@ from typing import Any
 import polars as pl
 
 from perfmis import stage
-from perfmis.artifacts import read_parquet
 from perfmis.stage import UserError
-from perfmis.tables.common import Row, setting, table, write
+from perfmis.tables.common import Row, read, table, write
 from perfmis.vocabulary import CONTENTS, ORGANISM
 
 FACTS: dict[str, Any] = {
@@ -67,6 +66,8 @@ def _bounds(quantity: str) -> tuple[str, str]:
 def measured(fact: Row, gaps: pl.DataFrame, profiles: pl.DataFrame) -> Row:
     """Return the study's own value of a published quantity, or an empty row."""
     quantity = fact["quantity"]
+    if gaps.is_empty() or profiles.is_empty():
+        return {}
     if quantity == "b_fraction":
         found = profiles.filter(pl.col("method") == METHODS.get(fact["method"]))
     elif quantity in ("gap", "compliance_monitored", "compliance_unmonitored") and fact["method"] == "SDF":
@@ -89,21 +90,16 @@ def measured(fact: Row, gaps: pl.DataFrame, profiles: pl.DataFrame) -> Row:
 def main(argv: list[str]) -> None:
     """Run the stage."""
     options = stage.parser(__doc__)
-    options.add_argument("--published", type=Path, required=True, help="resources/published.csv")
-    options.add_argument("--gaps", type=Path, required=True, help="gaps table (parquet)")
-    options.add_argument("--profiles", type=Path, required=True, help="profiles table (parquet)")
-    options.add_argument(
-        "--output", type=Path, required=True, help="published.parquet; published.csv goes beside it"
-    )
+    options.add_argument("--source", type=Path, required=True, help="resources/published.csv")
+    options.add_argument("--gaps", type=Path, nargs="*", default=[], help="gaps table (parquet)")
+    options.add_argument("--profiles", type=Path, nargs="*", default=[], help="profiles table (parquet)")
+    options.add_argument("--output", type=Path, required=True, help="published.parquet; CSV goes beside it")
     arguments = options.parse_args(argv)
     job = stage.job(arguments)
-    gaps = read_parquet([arguments.gaps], job.upstream)
-    profiles = read_parquet([arguments.profiles], job.upstream)
-    models = setting(job, "models")
+    gaps, profiles = read(arguments.gaps, job), read(arguments.profiles, job)
     rows = []
-    for fact in read_published(arguments.published).iter_rows(named=True):
-        key = (fact["model"] or "").lower()
-        own = pl.col("model") == key
-        here = measured(fact, gaps.filter(own), profiles.filter(own)) if key in models else {}
-        rows.append(fact | here | {"key": key if key in models else None})
+    for fact in read_published(arguments.source).iter_rows(named=True):
+        key = None if fact["model"] is None else fact["model"].lower()
+        own = pl.col("model").eq_missing(pl.lit(key))
+        rows.append(fact | {"key": key} | measured(fact, gaps.filter(own), profiles.filter(own)))
     write(table(rows, SCHEMA), arguments.output, job.fingerprint)

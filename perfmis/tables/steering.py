@@ -16,9 +16,8 @@ from typing import Any
 import polars as pl
 
 from perfmis import stage
-from perfmis.artifacts import read_parquet
 from perfmis.tables.cells import MEASURES, Replicates, build
-from perfmis.tables.common import Row, bounded, by_seed, of_models, setting, table, write
+from perfmis.tables.common import Row, bounded, by_seed, of_models, read, setting, table, write
 
 KEYS = ("concept", "context", "alpha", "control")
 SCHEMA: dict[str, Any] = {
@@ -52,13 +51,13 @@ def rows_of_model(outcomes: pl.DataFrame, statistics: Row) -> list[Row]:
 def main(argv: list[str]) -> None:
     """Run the stage."""
     options = stage.parser(__doc__)
-    options.add_argument("--outcomes", type=Path, nargs="+", required=True, help="outcomes of steered runs")
+    options.add_argument("--outcomes", type=Path, nargs="*", required=True, help="outcomes of steered runs")
     options.add_argument(
         "--output", type=Path, required=True, help="steering.parquet; steering.csv goes beside it"
     )
     arguments = options.parse_args(argv)
     job = stage.job(arguments)
-    outcomes = read_parquet(arguments.outcomes, job.upstream)
+    outcomes = read(arguments.outcomes, job)
     rows: list[Row] = []
     for _, chosen in of_models(outcomes, setting(job, "models")):
         rows += rows_of_model(chosen, setting(job, "statistics"))
