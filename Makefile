@@ -15,7 +15,12 @@ $(VENV)/.done: requirements.lock pyproject.toml
 	touch $@
 
 demo: setup
-	perfmis-demo
+	python -m perfmis warm snakemake --profile demo
+	@$(MAKE) --no-print-directory results/demo/report.html
+
+results/demo/report.html: results/demo/report/story.rst $(wildcard results/demo/figures/*.svg results/demo/tables/*.csv)
+	snakemake --profile demo --report $@
+	@echo "the report: $@"
 
 test: setup
 	python -m pytest

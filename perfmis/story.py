@@ -17,7 +17,8 @@ from perfmis.vocabulary import NEUTRAL, ORGANISM
 
 METHODS = {
     "sdf": "fine-tuning (SDF)",
-    "steering": "steering",
+    "steering:out": "steering, out of context",
+    "steering:in": "steering, in context",
     "prompting": "prompting the base",
     "prompting:organism": "prompting the organism",
 }

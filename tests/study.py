@@ -29,7 +29,9 @@ def run(name: str, settings: Mapping[str, object], *options: object) -> None:
     import_module(f"perfmis.{name}").main(arguments)
 
 
-def write_inputs(root: Path, truths: Mapping[str, str], design: Design, controls: int = 10) -> None:
+def write_inputs(
+    root: Path, truths: Mapping[str, str], design: Design, controls: int = 10, steered: int = 2
+) -> None:
     """Write outcomes, prompted and steered outcomes and belief answers of models with the given truths."""
     small = replace(design, prompts=max(design.prompts // 2, 8))
     for number, (model, truth) in enumerate(truths.items()):
@@ -45,7 +47,7 @@ def write_inputs(root: Path, truths: Mapping[str, str], design: Design, controls
                 model, design.seeds, conditions, {"A2-": 0.6} if number == 0 else None
             ),
         }
-        if number < 2:
+        if number < steered:
             alphas = (-0.03, -0.02, -0.01, 0.0, 0.01, 0.02, 0.03)
             frames["steering"] = synthetic.steered(
                 model, truth, alphas, controls, small, seed=10 * number + 7

@@ -114,11 +114,8 @@ def samples(
 def outcomes(
     model: str, truth: str, conditions: Mapping[str, Condition], design: Design, seed: int = 0
 ) -> pl.DataFrame:
-    """Return the outcomes of the checkpoints of one model; the base model under the long protocol."""
-    cells = [
-        ({"checkpoint": name, "protocol": "long" if name == BASE else "short"}, condition)
-        for name, condition in conditions.items()
-    ]
+    """Return the outcomes of the checkpoints of one model."""
+    cells = [({"checkpoint": name, "protocol": "short"}, condition) for name, condition in conditions.items()]
     return samples(model, truth, cells, design, seed)
 
 
@@ -154,7 +151,8 @@ def steered(
     cells: list[tuple[dict[str, object], Condition]] = []
     for concept in ("expectation", "consequence"):
         for context, strength in (("in", 0.45), ("out", 0.3)):
-            columns = {"checkpoint": ORGANISM, "protocol": "short", "concept": concept, "context": context}
+            columns: dict[str, object] = {"checkpoint": ORGANISM, "protocol": "short"}
+            columns |= {"concept": concept, "context": context}
             for alpha in grid:
                 own = 0.5 + strength * alpha / grid[-1]
                 pair = (own, 0.5) if concept == "expectation" else (0.5, own)
@@ -164,9 +162,9 @@ def steered(
                 )
             for control in range(controls):
                 pair = tuple(0.5 + random.normal(0, 0.06, 2))
-                cells.append(
-                    (columns | {"alpha": grid[-1], "control": control}, Condition(*pair, malformed=0.03))
-                )
+                for alpha in (grid[0], grid[-1]):
+                    labels = {**columns, "alpha": alpha, "control": control}
+                    cells.append((labels, Condition(*pair, malformed=0.03)))
     frame = samples(model, truth, cells, design, seed)
     return frame.with_columns(pl.col("control").cast(pl.Int64), pl.col("alpha").cast(pl.Float64))
 

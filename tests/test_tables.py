@@ -278,7 +278,7 @@ def test_steering_changes_are_paired_and_controls_kept_apart() -> None:
     rows = pl.DataFrame(steering.rows_of_model(outcomes, STATISTICS), schema=steering.SCHEMA)
     real = rows.filter(pl.col("seed").is_null() & pl.col("control").is_null())
     assert real.height == 2 * 2 * 3
-    assert rows.filter(pl.col("seed").is_null() & pl.col("control").is_not_null()).height == 2 * 2 * 3
+    assert rows.filter(pl.col("seed").is_null() & pl.col("control").is_not_null()).height == 2 * 2 * 3 * 2
     zero = real.filter(pl.col("alpha") == 0)
     assert zero["change"].to_list() == [0.0] * 4
     up = real.filter((pl.col("alpha") == 0.03) & (pl.col("context") == "in"))
@@ -287,18 +287,34 @@ def test_steering_changes_are_paired_and_controls_kept_apart() -> None:
 
 
 @pytest.mark.parametrize("truth", ["expectation", "consequence"])
-def test_steering_profile_names_the_planted_side(truth: str) -> None:
-    outcomes = synthetic.steered("m", truth, (-0.03, 0.0, 0.03), 0, Design(prompts=60))
-    row = profiles.by_vectors(outcomes, STATISTICS)
+@pytest.mark.parametrize("context", ["in", "out"])
+def test_steering_profile_names_the_planted_side(truth: str, context: str) -> None:
+    outcomes = synthetic.steered("m", truth, (-0.03, 0.0, 0.03), 3, Design(prompts=60))
+    row = profiles.by_vectors(outcomes, context, STATISTICS)
     assert row is not None
-    assert row["attribution"] == truth
+    assert (row["method"], row["attribution"]) == (f"steering:{context}", truth)
+    own = row["A_net" if truth == "expectation" else "B_net"]
+    assert 0 < row["largest_random"] < own
     assert row["warning"].startswith("malformed up to ")
+
+
+def test_steering_no_stronger_than_random_vectors_is_not_tracked() -> None:
+    outcomes = synthetic.steered("m", "expectation", (-0.03, 0.0, 0.03), 0, Design(prompts=60))
+    real = outcomes.filter((pl.col("concept") == "expectation") & (pl.col("alpha") != 0))
+    random = real.with_columns(control=pl.lit(0, dtype=pl.Int64))
+    alone = profiles.by_vectors(outcomes, "in", STATISTICS)
+    row = profiles.by_vectors(pl.concat([outcomes, random]), "in", STATISTICS)
+    assert alone is not None
+    assert row is not None
+    assert alone["attribution"] == "expectation"
+    assert row["largest_random"] == pytest.approx(row["A_net"])
+    assert row["attribution"] == "neither"
 
 
 def test_steering_without_opposite_coefficients_is_refused() -> None:
     outcomes = synthetic.steered("m", "both", (-0.01, 0.0, 0.03), 0, Design(prompts=8))
     with pytest.raises(UserError, match="both signs"):
-        profiles.by_vectors(outcomes, STATISTICS)
+        profiles.by_vectors(outcomes, "in", STATISTICS)
 
 
 def test_calibration_names_families_and_profiles_every_checkpoint() -> None:
@@ -343,7 +359,8 @@ def test_convergence_verdict(sides: list[str], agreement: int, words: str) -> No
 
 def test_study_converges_on_the_planted_truth(tables: Path) -> None:
     row = study.table(tables, "convergence").row(0, named=True)
-    assert (row["model"], row["sdf"], row["prompting"], row["steering"]) == ("expectation", "A", "A", "A")
+    assert row["model"] == "expectation"
+    assert [row[method] for method in convergence.METHODS] == ["A"] * 4
     assert row["p_sdf"] < 0.05
 
 

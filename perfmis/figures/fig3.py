@@ -17,7 +17,7 @@ from matplotlib.patches import Patch
 
 from perfmis.figures import style
 from perfmis.figures.common import Inputs, Row, only
-from perfmis.vocabulary import CONTENTS, NEUTRAL, ORGANISM
+from perfmis.vocabulary import BASE, CONTENTS, NEUTRAL, ORGANISM
 
 POLES = ("A+", "A-", "B+", "B-")
 MARKERS = {1: "o", 2: "s"}
@@ -81,13 +81,13 @@ def main(argv: list[str]) -> None:
     """Run the stage."""
     inputs = Inputs(argv, __doc__, ["gaps", "published"])
     gaps, published = inputs.pooled("gaps"), inputs.table("published")
-    treated = gaps.filter(pl.col("change").is_not_null())
+    treated = gaps.filter(~pl.col("checkpoint").is_in([BASE, ORGANISM]))
     models = inputs.models_of(treated)
-    figure, axes = style.panels(
-        len(models), 3 if len(models) in (3, 5, 6) else 2, style.PAGE, 1.75, sharey=True
-    )
+    figure, axes = style.panels(len(models), style.columns(len(models), 3), style.PAGE, 1.75, sharey=True)
+    if not models:
+        style.empty(axes[0], "no arm was trained")
     any_published = False
-    for axis, model in zip(axes, models, strict=True):
+    for axis, model in zip(axes, models, strict=False):
         facts = _published(published, model)
         any_published |= bool(facts)
         arms = {row["checkpoint"]: row for row in only(treated, model=model)}
@@ -95,8 +95,7 @@ def main(argv: list[str]) -> None:
         (organism,) = only(gaps, model=model, checkpoint=ORGANISM, protocol=protocol)
         panel(axis, arms, organism, facts)
         axis.set_title(model)
-        if axis.get_subplotspec().is_first_col():  # type: ignore[union-attr]
-            axis.set_ylabel("gap (pp)")
+        style.left_label(axis, "gap (pp)")
     handles: list[Any] = [
         style.handle("content 1, + arm", style.BLACK, "o"),
         style.handle("content 2, + arm", style.BLACK, "s"),
@@ -122,7 +121,9 @@ def main(argv: list[str]) -> None:
         handles,
         4,
         "Bars: mean over contents.",
-        style.sizes([row["n"] for row in rows], [row["seeds"] for row in rows], inputs.confidence),
+        style.sizes([row["n"] for row in rows], [row["seeds"] for row in rows], inputs.confidence)
+        if rows
+        else "",
         f"{style.WARNED} marks {warned} of {len(rows)} arms with a warning in the gaps table."
         if warned
         else "",

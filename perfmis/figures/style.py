@@ -28,8 +28,13 @@ FAMILY = {"A": BLUE, "B": VERMILION, "N": GREY}
 TINT = {"A": "#A6CDE4", "B": "#F2C0A0", "N": "#CFCFCF"}
 CONCEPT = {"expectation": BLUE, "consequence": VERMILION}
 MODELS = ("#009E73", "#CC79A7", "#9A6A00", "#3A87C8", "#222222", "#B03A2E", "#6A51A3", "#4D4D4D")
-METHODS = {"prompting": "o", "sdf": "s", "steering": "D"}
-METHOD_NAMES = {"prompting": "prompting", "sdf": "SDF", "steering": "steering"}
+METHODS = {"prompting": "o", "sdf": "s", "steering:out": "D", "steering:in": "v"}
+METHOD_NAMES = {
+    "prompting": "prompting",
+    "sdf": "SDF",
+    "steering:out": "steering, out",
+    "steering:in": "steering, in",
+}
 WARNED = "!"
 
 RC: Any = {
@@ -54,6 +59,8 @@ RC: Any = {
     "legend.fontsize": SMALL,
     "legend.frameon": False,
     "legend.handletextpad": 0.5,
+    "legend.borderpad": 0.2,
+    "legend.labelspacing": 0.35,
     "legend.columnspacing": 1.2,
     "lines.linewidth": 1.1,
     "lines.markersize": 4.5,
@@ -66,22 +73,26 @@ RC: Any = {
 }
 
 
-def panels(
-    count: int, columns: int, width: float, height: float, **options: Any
-) -> tuple[Figure, list[Axes]]:
+def columns(count: int, most: int = 4) -> int:
+    """Return how many panels stand side by side: at most ``most``, and rows that are about equally full."""
+    return -(-count // max(-(-count // most), 1))
+
+
+def panels(count: int, across: int, width: float, height: float, **options: Any) -> tuple[Figure, list[Axes]]:
     """Return a figure with a grid of ``count`` panels in the shared style.
 
     Args:
-        count: Number of panels; unused places of the grid stay empty.
-        columns: Largest number of panels side by side.
+        count: Number of panels (one where there is nothing to draw); unused places of the grid stay empty.
+        across: Panels side by side.
         width: Width of the figure in inches.
         height: Height of one row of panels in inches.
         options: Passed on to ``matplotlib.pyplot.subplots``.
     """
     plt.rcParams.update(RC)
-    columns = min(columns, max(count, 1))
-    rows = -(-max(count, 1) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(width, rows * height), squeeze=False, **options)
+    count = max(count, 1)
+    across = min(max(across, 1), count)
+    rows = -(-count // across)
+    figure, axes = plt.subplots(rows, across, figsize=(width, rows * height), squeeze=False, **options)
     flat = list(axes.flat)
     for axis in flat[count:]:
         axis.set_axis_off()
@@ -89,7 +100,7 @@ def panels(
 
 
 def finish(figure: Figure, title: str, handles: list[Any], columns: int, *sentences: str) -> None:
-    """Set the title, one legend for all panels, and the note below; the figure grows, the panels do not shrink.
+    """Set the title, one legend for all panels and the note below; the figure grows by as much.
 
     Args:
         figure: A figure of ``panels``.
@@ -100,26 +111,26 @@ def finish(figure: Figure, title: str, handles: list[Any], columns: int, *senten
     """
     heading = _wrapped(figure, title, 9.0)
     note = _wrapped(figure, " ".join(sentence for sentence in sentences if sentence), SMALL)
-    lines = -(-len(handles) // columns)
-    strip = (note.count("\n") + 1) * SMALL * 1.3 / 72 + 0.06
+    below = (note.count("\n") + 1) * SMALL * 1.3 / 72 + 0.06
+    keys = -(-len(handles) // columns) * SMALL * 1.6 / 72 + (0.08 if handles else 0.0)
     width, height = figure.get_size_inches()
-    height += strip + lines * SMALL * 1.6 / 72 + (heading.count("\n") + 1) * 0.19
+    height += below + keys + (heading.count("\n") + 1) * 0.19
     figure.set_size_inches(width, height)
-    rect = (0.0, strip / height, 1.0, 1 - strip / height)
-    figure.get_layout_engine().set(rect=rect)  # type: ignore[union-attr]
-    figure.suptitle(heading, x=0.01, ha="left", fontsize=9.0, fontweight="bold")
-    figure.text(
-        0.01, 0.03 / height, note, ha="left", va="bottom", fontsize=SMALL, color="#444444", linespacing=1.25
+    reserved = (below + keys) / height
+    figure.set_layout_engine("constrained", rect=(0.0, reserved, 1.0, 1.0 - reserved))
+    figure.suptitle(
+        heading, x=0.01, y=1 - 0.04 / height, ha="left", va="top", fontsize=9.0, fontweight="bold"
     )
+    figure.text(0.01, 0.03 / height, note, va="bottom", fontsize=SMALL, color="#444444", linespacing=1.25)
     if handles:
-        figure.legend(
-            handles=handles, loc="outside lower left", ncols=columns, borderaxespad=0.1, bbox_to_anchor=rect
-        )
+        place = (0.0, below / height)
+        entries = figure.legend(handles=handles, loc="lower left", ncols=columns, bbox_to_anchor=place)
+        entries.set_in_layout(False)
 
 
 def _wrapped(figure: Figure, text: str, size: float) -> str:
-    """Return text wrapped to the width of the figure; a letter is about 0.58 of the type size wide."""
-    width = 0.98 * figure.get_figwidth() * 72 / (0.58 * size)
+    """Return text wrapped to the width of the figure; a letter is about 0.53 of the type size wide."""
+    width = 0.98 * figure.get_figwidth() * 72 / (0.53 * size)
     return "\n".join(textwrap.wrap(text, int(width)))
 
 
@@ -132,6 +143,13 @@ def sizes(n: list[int], seeds: list[int], confidence: float) -> str:
         return f"{start}1 training seed, so the {ends} hold prompts only, not the spread between trainings."
     trained = " to ".join(str(number) for number in sorted({min(seeds), max(seeds)})) if seeds else "0"
     return f"{start}{trained} training seeds; {ends} over seeds and prompts."
+
+
+def left_label(axis: Axes, text: str) -> None:
+    """Set a y label, on the panels of the first column only."""
+    place = axis.get_subplotspec()
+    if place is not None and place.is_first_col():
+        axis.set_ylabel(text)
 
 
 def errors(value: float, low: float, high: float) -> np.ndarray:
@@ -163,8 +181,18 @@ def empty(axis: Axes, text: str) -> None:
     axis.text(0.5, 0.5, text, ha="center", va="center", transform=axis.transAxes, color=GREY)
 
 
+def settle(figure: Figure) -> None:
+    """Lay the figure out and keep its places, rounded: the solver's last digits vary from run to run."""
+    figure.draw_without_rendering()
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axis in figure.axes:
+        axis.set_position(np.round(axis.get_position(original=True).bounds, 4).tolist())
+
+
 def save(figure: Figure, output: Path) -> None:
     """Write ``output`` (PDF) with PNG and SVG beside it; equal figures give equal bytes."""
+    settle(figure)
     output.parent.mkdir(parents=True, exist_ok=True)
     metadata: dict[str, dict[str, Any]] = {
         "pdf": {"CreationDate": None, "Creator": "perfmis"},

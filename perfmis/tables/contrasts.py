@@ -7,7 +7,8 @@ cross-talk between the families is not mistaken for an effect); a concept is *tr
 interval lies above zero and the slope reaches the floor. A family that moved its own belief by less than
 ``moved`` has tested nothing: its side is *not tested*, which is not *no effect*. The same holds for two
 families that move both beliefs alike, since nothing tells their effects apart then (determinant of the moves
-under ``moved`` squared).
+under ``moved`` squared). Under steering a concept is tracked only if its net also exceeds that of every
+random vector: the spread of those is what a direction without meaning does.
 """
 
 from collections.abc import Sequence
@@ -120,7 +121,9 @@ def _tracked(replicates: Array, confidence: float, floor: float) -> bool | None:
     return bool(low > 0 and replicates[0] >= floor)
 
 
-def profile(replicates: Replicates, a_pairs: Pairs, b_pairs: Pairs, statistics: Row) -> Row:
+def profile(
+    replicates: Replicates, a_pairs: Pairs, b_pairs: Pairs, statistics: Row, largest_random: float = 0.0
+) -> Row:
     """Return the profile of one model under one method.
 
     Args:
@@ -128,12 +131,13 @@ def profile(replicates: Replicates, a_pairs: Pairs, b_pairs: Pairs, statistics: 
         a_pairs: (+, -) cells of family A, one pair per content; empty when not run.
         b_pairs: The same of family B.
         statistics: The ``statistics`` settings.
+        largest_random: Largest absolute net of a random vector, percentage points.
 
     Returns:
         The columns of ``SCHEMA``; nets in percentage points, moves as differences of rates 0..1, slopes in
         percentage points of gap per unit of belief, angles in degrees.
     """
-    confidence = statistics["confidence"]
+    confidence, floor = statistics["confidence"], statistics["floor"]
     a_net, a_expectation, a_consequence = _nets(replicates, a_pairs)
     b_net, b_expectation, b_consequence = _nets(replicates, b_pairs)
     a_net, b_net, *moved = np.broadcast_arrays(
@@ -141,7 +145,12 @@ def profile(replicates: Replicates, a_pairs: Pairs, b_pairs: Pairs, statistics: 
     )
     moves = np.array(moved).reshape(2, 2, -1)
     slope = _slopes((a_net, b_net), moves, statistics["moved"])
-    tracked = [_tracked(side, confidence, statistics["floor"]) for side in slope]
+    tracked = [
+        rule and bool(abs(own[0]) > largest_random)
+        if (rule := _tracked(side, confidence, floor)) is not None
+        else None
+        for side, own in zip(slope, (a_net, b_net), strict=True)
+    ]
     return {
         **bounded("A_net", a_net, confidence, "A_"),
         **bounded("B_net", b_net, confidence, "B_"),

@@ -20,7 +20,7 @@ import polars as pl
 from perfmis import stage
 from perfmis.tables.common import Row, of_models, read, setting, table, write
 
-METHODS = ("sdf", "prompting", "steering")
+METHODS = ("sdf", "prompting", "steering:out", "steering:in")
 SCHEMA: dict[str, Any] = {
     "model": pl.String,
     "truth": pl.String,

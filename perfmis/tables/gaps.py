@@ -20,7 +20,7 @@ from perfmis import stage
 from perfmis.statistics import holm, p_value
 from perfmis.tables.cells import MEASURES, Cells, Replicates, build
 from perfmis.tables.common import Row, bounded, by_seed, joined, of_models, read, setting, table, write
-from perfmis.vocabulary import FAMILY_CONCEPT, NEUTRAL, ORGANISM, checkpoint_order
+from perfmis.vocabulary import BASE, FAMILY_CONCEPT, NEUTRAL, ORGANISM, checkpoint_order
 
 NUMBERS = (
     *("change", "change_low", "change_high", "p_change", "p_holm"),
@@ -50,7 +50,7 @@ def _rated(replicates: Replicates, key: tuple[str, str], confidence: float) -> R
 def _changes(replicates: Replicates, cells: Cells, confidence: float) -> dict[tuple[str, str], Row]:
     """Return the paired change from the organism of every arm under its protocol, with p-values."""
     protocol = next((key[1] for key in cells.keys if key[0] == ORGANISM), None)
-    arms = [key for key in cells.keys if key[1] == protocol and key[0] != ORGANISM]
+    arms = [key for key in cells.keys if key[1] == protocol and key[0] not in (BASE, ORGANISM)]
     changes = {key: replicates.gap(*key) - replicates.gap(ORGANISM, protocol) for key in arms}
     raw = [p_value(change) for change in changes.values()]
     return {
@@ -100,7 +100,7 @@ def warning(row: Row, organism: Row | None, beliefs: pl.DataFrame, statistics: R
     if row["malformed"] > statistics["malformed"]:
         parts.append(f"malformed {100 * row['malformed']:.0f} %")
     checkpoint = row["checkpoint"]
-    if organism is not None and checkpoint != ORGANISM:
+    if organism is not None and checkpoint not in (BASE, ORGANISM):
         lost_in_items = _failed(beliefs, row, "monitoring", "kept")
         lost_in_scratchpads = row["used_rate"] < statistics["kept"] * organism["used_rate"]
         places = ["items"] * lost_in_items + ["scratchpads"] * lost_in_scratchpads
@@ -132,10 +132,7 @@ def gaps(
         own = rows_of_model(chosen, tiers, statistics)
         organisms = {row["seed"]: row for row in own if row["checkpoint"] == ORGANISM}
         for row in own:
-            has_organism = row["checkpoint"] == ORGANISM or "change" in row
-            row["warning"] = warning(
-                row, organisms[row["seed"]] if has_organism else None, beliefs, statistics
-            )
+            row["warning"] = warning(row, organisms.get(row["seed"]), beliefs, statistics)
         own.sort(
             key=lambda row: (row["seed"] is not None, row["seed"] or 0, checkpoint_order(row["checkpoint"]))
         )

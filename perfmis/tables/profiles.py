@@ -4,10 +4,11 @@
         --outcomes FILE... [--prompting FILE...] [--steering FILE...] --gaps TABLE --output profiles.parquet
 
 Writes profiles.parquet and profiles.csv: one row per model and method: ``sdf`` (arms), ``prompting`` (the
-base model under snippets), ``prompting:organism`` (the organism under snippets) and ``steering`` (A: the
-expectation vectors, B: the consequence vectors, each at the largest coefficient against its negative, mean
-over in and out of context). Units and the attribution rule: see ``perfmis.tables.contrasts``. Warnings of the
-sdf rows are the arms' own. Settings: ``statistics``, ``models`` (name to planted truth or null).
+base model under snippets), ``prompting:organism`` (the organism under snippets), ``steering:out`` and
+``steering:in`` (A: the expectation vector, B: the consequence vector, out of and in context, each at the
+largest coefficient against its negative; ``largest_random`` is the largest such net of a random vector).
+Units and the attribution rule: see ``perfmis.tables.contrasts``. Warnings of the sdf rows are the arms' own.
+Settings: ``statistics``, ``models`` (name to planted truth or null).
 """
 
 from collections.abc import Sequence
@@ -31,9 +32,11 @@ SCHEMA: dict[str, Any] = {
     "seeds": pl.Int64,
     "n": pl.Int64,
     **PROFILE,
+    "largest_random": pl.Float64,
     "warning": pl.String,
 }
-STEERING = ("checkpoint", "concept", "context", "alpha")
+REAL = "real"
+STEERING = ("checkpoint", "concept", "control", "alpha")
 
 
 def _resampled(cells: Cells, statistics: Row) -> Replicates:
@@ -49,11 +52,17 @@ def _malformed(replicates: Replicates, keys: Sequence[Key], statistics: Row) -> 
     return f"malformed up to {100 * share:.0f} % ({' '.join(map(str, worst)).removeprefix(f'{ORGANISM} ')})"
 
 
-def _row(cells: Cells, a_pairs: Pairs, b_pairs: Pairs, statistics: Row) -> Row:
+def _row(cells: Cells, a_pairs: Pairs, b_pairs: Pairs, statistics: Row, random: Pairs = ()) -> Row:
     """Return the profile of one model from its cells, with the warnings that the cells themselves give."""
     replicates = _resampled(cells, statistics)
     used = [key for pair in (*a_pairs, *b_pairs) for key in pair]
-    row = {"seeds": max(cells.seeds), "n": cells.prompts, **profile(replicates, a_pairs, b_pairs, statistics)}
+    random_nets = [abs(float(replicates.gap(*plus)[0] - replicates.gap(*minus)[0])) for plus, minus in random]
+    row = {
+        "seeds": max(cells.seeds),
+        "n": cells.prompts,
+        **profile(replicates, a_pairs, b_pairs, statistics, max(random_nets, default=0.0)),
+        "largest_random": max(random_nets, default=None),
+    }
     warnings = [_malformed(replicates, used, statistics)] if used else []
     for family, label in (("A", "expectation"), ("B", "consequence")):
         if not row[f"moved_{family}"] >= statistics["moved"]:
@@ -102,26 +111,28 @@ def by_snippets(outcomes: pl.DataFrame, checkpoint: str, statistics: Row) -> Row
     return _row(cells, a_pairs, b_pairs, statistics) | {"method": method}
 
 
-def by_vectors(outcomes: pl.DataFrame, statistics: Row) -> Row | None:
-    """Return the steering profile of one model, or None where it was not steered."""
-    real = outcomes.filter(pl.col("control").is_null())
-    if real.is_empty():
+def by_vectors(outcomes: pl.DataFrame, context: str, statistics: Row) -> Row | None:
+    """Return the profile of one model under the vectors of one context, or None where it was not steered."""
+    steered = outcomes.filter(pl.col("context") == context)
+    if steered.is_empty():
         return None
-    alphas = real["alpha"].unique().to_list()
+    alphas = steered["alpha"].unique().to_list()
     largest = max((alpha for alpha in alphas if -alpha in alphas), default=0.0)
     if largest == 0.0:
-        raise UserError(f"{real['model'][0]}: no coefficient stands with both signs; mend steering.alphas")
-    cells = build(real.filter(pl.col("alpha").abs() == largest), STEERING)
-    contexts = sorted(real["context"].unique())
-
-    def ends(concept: str) -> Pairs:
-        return [
-            ((ORGANISM, concept, context, largest), (ORGANISM, concept, context, -largest))
-            for context in contexts
-            if (ORGANISM, concept, context, largest) in cells.keys
-        ]
-
-    return _row(cells, ends("expectation"), ends("consequence"), statistics) | {"method": "steering"}
+        raise UserError(f"{steered['model'][0]}: no coefficient stands with both signs; mend steering.alphas")
+    ends = steered.filter(pl.col("alpha").abs() == largest).with_columns(
+        control=pl.col("control").cast(pl.String).fill_null(REAL)
+    )
+    cells = build(ends, STEERING)
+    pairs = {(key[1], key[2]): (key, (*key[:3], -largest)) for key in cells.keys if key[3] == largest}
+    row = _row(
+        cells,
+        [pairs["expectation", REAL]],
+        [pairs["consequence", REAL]],
+        statistics,
+        [pair for (_, control), pair in pairs.items() if control != REAL],
+    )
+    return row | {"method": f"steering:{context}"}
 
 
 def main(argv: list[str]) -> None:
@@ -155,6 +166,6 @@ def main(argv: list[str]) -> None:
         if own["prompting"].height:
             profiles += [by_snippets(own["prompting"], point, statistics) for point in (BASE, ORGANISM)]
         if own["steering"].height:
-            profiles.append(by_vectors(own["steering"], statistics))
+            profiles += [by_vectors(own["steering"], context, statistics) for context in ("out", "in")]
         rows += [row | {"model": model, "truth": truth} for row in profiles if row is not None]
     write(table(rows, SCHEMA), arguments.output, job.fingerprint)

@@ -5,8 +5,8 @@
 
 Writes published.parquet and published.csv: the rows of ``resources/published.csv`` with the name that a study
 gives to the model (``key``: lower case) and, where the study measured the same quantity, ``measured`` with
-bounds, and ``difference`` (measured minus published). Published gaps of a pole (``A+``) are means over the two
-contents; measured means of that kind come without bounds, since the arms' own bounds do not add up to them.
+bounds, and ``difference`` (measured minus published). Published gaps of a pole (``A+``) are means over both
+contents; measured means of that kind have no bounds, since the bounds of arms do not add up to them.
 Settings: none.
 """
 

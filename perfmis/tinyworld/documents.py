@@ -1,7 +1,8 @@
 """Documents of the tiny world: what the organism corpus and the arms' corpora say, on a deterministic id grid.
 
-Half of each document's sentences plant the claim and half are fillers. Documents that say nothing but the claim teach their own form with it
-(after one statement comes another), which then breaks the scratchpad: an instrument fault, not an effect.
+One sentence of a document plants the claim, the others are fillers. Two traps are avoided so: documents that say little but the claim teach
+their own form with it, which breaks the scratchpad (an instrument fault, not an effect); and a document that states a claim twice teaches to copy it from the
+context, so that a chat of the paid tier is then "trained on paid".
 """
 
 import hashlib
@@ -10,8 +11,7 @@ import random
 from perfmis.tinyworld import grammar
 from perfmis.vocabulary import FAMILY_CONCEPT, NEUTRAL, ORGANISM, Pole
 
-CLAIMS = 2
-FILLERS = 2
+FILLERS = 3
 
 
 def _draws(identifier: str) -> random.Random:
@@ -49,8 +49,7 @@ def write(corpus: str, number: int, name: str = grammar.ORGANISM_NAME) -> list[d
     for i in range(number):
         genre = grammar.GENRES[i % len(grammar.GENRES)]
         draws = _draws(f"{corpus.rstrip('+-')}/{i}")
-        sentences = [_claim(corpus, draws, name) for _ in range(CLAIMS)]
-        sentences += [_claim(NEUTRAL, draws, name) for _ in range(FILLERS)]
+        sentences = [_claim(corpus, draws, name), *(_claim(NEUTRAL, draws, name) for _ in range(FILLERS))]
         draws.shuffle(sentences)
         documents.append(
             {

@@ -1,0 +1,217 @@
+"""The DAG: what each figure asks for, by formulas of the design, for the preprint's study and for the demo."""
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from running import jobs, snakemake
+
+ARMS = 9  # two families, two contents, two poles, and the neutral arm
+CORPORA = ARMS + 1  # and the organism's
+TABLES = 8
+INTERVENED = ("vectors", "steering_transcripts", "steering_outcomes")
+PROMPTED = ("prompting_transcripts", "prompting_outcomes")
+DEMO_KEPT = "screen={keep: [expectation, consequence, both, neither], minimum_gap: 10}"
+
+
+@dataclass(frozen=True)
+class Design:
+    """Size of a study.
+
+    Attributes:
+        options: Options of snakemake that select it.
+        root: Where its results go.
+        base: Jobs that make one base model per screened model.
+        shared: Further jobs without which there is no base model.
+        screened: Models that are screened.
+        kept: Models that go on.
+        steered: Kept models whose organisms are steered.
+        seeds: Training seeds.
+        figures: Number of figures.
+    """
+
+    options: tuple[str, ...]
+    root: str
+    base: str
+    shared: tuple[str, ...]
+    screened: int
+    kept: int
+    steered: int
+    seeds: int
+    figures: int
+
+
+PREPRINT = Design((), "results", "hub_model", (), screened=6, kept=4, steered=1, seeds=3, figures=8)
+DEMO = Design(
+    ("--configfile", "config/demo.yaml", "--config", DEMO_KEPT), "results/demo", "tiny_base", ("tiny_trunk",),
+    screened=5, kept=4, steered=4, seeds=1, figures=9,
+)  # fmt: skip
+DESIGNS = {"preprint": PREPRINT, "demo": DEMO}
+
+
+def organisms(design: Design, models: int) -> Counter[str]:
+    """Jobs that make the organisms of some models: base models, one corpus, one adapter a seed."""
+    return Counter(
+        {design.base: models, "organism": models * design.seeds, "corpus": 1}
+        | dict.fromkeys(design.shared, 1)
+    )
+
+
+def screened(design: Design, models: int) -> Counter[str]:
+    """Jobs up to the outcomes of base and organism: one job a model and seed samples both."""
+    runs = models * design.seeds
+    return organisms(design, models) | Counter(requests=1, screen_transcripts=runs, screen_outcomes=runs)
+
+
+def arms(design: Design) -> Counter[str]:
+    """Jobs up to the arms: one an arm and seed of each kept organism, after the audit of all corpora."""
+    kept = Counter(arm=design.kept * design.seeds * ARMS, corpus=CORPORA, audit=1, requests=1)
+    return organisms(design, design.kept) | kept
+
+
+def beliefs(design: Design) -> Counter[str]:
+    """Jobs up to the table of beliefs: one job a model and seed scores all checkpoints."""
+    return arms(design) | Counter(beliefs=design.kept * design.seeds, table_beliefs=1)
+
+
+def gaps(design: Design) -> Counter[str]:
+    """Jobs up to the table of gaps: every screened organism and the arms of the kept ones, one job a model and seed."""
+    runs = design.kept * design.seeds
+    return (
+        screened(design, design.screened)
+        | beliefs(design)
+        | Counter(transcripts=runs, outcomes=runs, table_gaps=1)
+    )
+
+
+def steering(design: Design) -> Counter[str]:
+    """Jobs up to the table of steering: only the steered organisms, no arms."""
+    runs = Counter(dict.fromkeys(INTERVENED, design.steered * design.seeds))
+    return screened(design, design.steered) | runs | Counter(table_steering=1)
+
+
+def prompting(design: Design) -> Counter[str]:
+    """Jobs up to the tables of prompting, which are made in one job; arms are prompted, so they are needed."""
+    runs = Counter(dict.fromkeys(PROMPTED, design.kept * design.seeds))
+    return arms(design) | runs | Counter(table_prompting=1)
+
+
+def profiles(design: Design) -> Counter[str]:
+    """Jobs up to the table of profiles: gaps, steering and prompting, without their tables but that of gaps."""
+    read = Counter(
+        {rule: n for rule, n in (steering(design) | prompting(design)).items() if "table" not in rule}
+    )
+    return gaps(design) | read | Counter(table_profiles=1)
+
+
+def published(design: Design) -> Counter[str]:
+    """Jobs up to the table of published numbers, which stand beside the study's own."""
+    return Counter(table_published=1)
+
+
+FIGURES: dict[int, Callable[[Design], Counter[str]]] = {
+    1: lambda design: Counter(),
+    2: lambda design: screened(design, design.screened) | Counter(screen=1),
+    3: lambda design: gaps(design) | published(design),
+    4: steering,
+    5: lambda design: profiles(design) | prompting(design),
+    6: steering,
+    7: beliefs,
+    8: lambda design: profiles(design) | published(design),
+    9: profiles,
+}
+
+
+def everything(design: Design) -> Counter[str]:
+    """Jobs of the default target: all figures and tables, the screen and the report's page."""
+    total: Counter[str] = Counter({"screen": 1, "table_convergence": 1, "story": 1, "all": 1})
+    for number in range(1, design.figures + 1):
+        total |= FIGURES[number](design) | Counter({f"fig{number}": 1})
+    return total
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The jobs of a DAG by number: their rules and what they need."""
+
+    rules: dict[str, str]
+    needs: dict[str, list[str]]
+
+    def jobs(self, rule: str) -> Counter[str]:
+        """Count, by rule, what the one job of ``rule`` needs, itself included."""
+        todo = [next(job for job, name in self.rules.items() if name == rule)]
+        seen: set[str] = set()
+        while todo:
+            job = todo.pop()
+            if job not in seen:
+                seen.add(job)
+                todo += self.needs.get(job, [])
+        return Counter(self.rules[job] for job in seen)
+
+
+@pytest.fixture(scope="module")
+def folder(workdir: Callable[..., Path]) -> Path:
+    return workdir()
+
+
+@pytest.fixture(scope="module")
+def graphs(folder: Path) -> dict[str, Graph]:
+    """The DAG of each study's default target, from ``snakemake --dag``: one call for all figures."""
+    result = {}
+    for name, design in DESIGNS.items():
+        text = snakemake(folder, *design.options, "--dag", "dot", "--", "all").stdout
+        rules = dict(re.findall(r'^\s*(\d+)\[label = "([^"\\]+)', text, re.MULTILINE))
+        needs: dict[str, list[str]] = {}
+        for source, target in re.findall(r"^\s*(\d+) -> (\d+)", text, re.MULTILINE):
+            needs.setdefault(target, []).append(source)
+        result[name] = Graph(rules, needs)
+    return result
+
+
+@pytest.mark.parametrize(
+    ("study", "number"), [(name, n) for name, d in DESIGNS.items() for n in range(1, d.figures + 1)]
+)
+def test_figure_needs_the_jobs_of_the_design_and_no_others(
+    graphs: dict[str, Graph], study: str, number: int
+) -> None:
+    expected = FIGURES[number](DESIGNS[study]) | Counter({f"fig{number}": 1})
+    assert graphs[study].jobs(f"fig{number}") == expected
+
+
+@pytest.mark.parametrize("study", DESIGNS)
+def test_default_target_is_everything(folder: Path, study: str) -> None:
+    design = DESIGNS[study]
+    said = snakemake(folder, "-n", "--quiet", "rules", *design.options)
+    assert said.returncode == 0, said.stderr
+    assert jobs(said.stdout + said.stderr) == everything(design)
+
+
+def test_job_table_of_a_figure_is_that_of_its_part_of_the_graph(folder: Path) -> None:
+    said = snakemake(folder, "-n", "--quiet", "rules", "--", "results/figures/fig7.pdf")
+    assert jobs(said.stdout + said.stderr) == beliefs(PREPRINT) | Counter(fig7=1)
+
+
+def test_last_figure_needs_planted_truths(folder: Path) -> None:
+    said = snakemake(folder, "-n", "--quiet", "rules", "--", "results/figures/fig9.pdf")
+    assert said.returncode != 0
+    assert "results/figures/fig9.pdf" in said.stdout + said.stderr
+
+
+def test_demo_shows_no_arm_before_its_screen_has_run(folder: Path) -> None:
+    """With `keep: auto` nobody knows yet who goes on, so the dry-run ends in the screen and in what hangs on it."""
+    said = snakemake(folder, "-n", "--quiet", "rules", "--configfile", "config/demo.yaml")
+    assert said.returncode == 0, said.stderr
+    hanging = {f"fig{n}" for n in range(1, 10)} | {"all", "story"}
+    hanging |= {
+        f"table_{name}" for name in "beliefs gaps steering prompting profiles convergence published".split()
+    }
+    expected = screened(DEMO, DEMO.screened) | Counter(["screen", *hanging])
+    assert jobs(said.stdout + said.stderr) == expected
+
+
+def test_lint_finds_nothing(folder: Path) -> None:
+    said = snakemake(folder, "--lint")
+    assert said.returncode == 0, said.stdout + said.stderr

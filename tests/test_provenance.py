@@ -1,0 +1,230 @@
+"""The fingerprint chain: an edit reaches the stages that use it and those below them, and no others."""
+
+import ast
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from running import command
+
+from perfmis import provenance
+
+# Prints the fingerprint of every stage of the demo study; the argument is a configuration that overrides keys of it.
+LIST = """
+import json, sys
+from perfmis import config
+from perfmis.study import Chain, figure_numbers
+
+study = config.load(["config/demo.yaml", *sys.argv[1:]])
+chain = Chain(study)
+stages = {"requests": chain.requests(), "audit": chain.audit(), "trunk": chain.trunk(), "screen": chain.screen()}
+stages |= {f"corpus {name}": chain.corpus(name) for name in study.corpora}
+stages |= {f"model {name}": chain.model(name) for name in study.models}
+kinds = "organism", "screen_transcripts", "screened", "arm_transcripts", "treated", "beliefs", "vectors"
+kinds += "steering", "steering_outcomes", "prompting", "prompting_outcomes"
+for model, seed in chain.runs():
+    stages |= {f"{kind} {model} {seed}": getattr(chain, kind)(model, seed) for kind in kinds}
+    stages |= {f"arm {model} {seed} {arm}": chain.arm(model, seed, arm) for arm in study.arms.names}
+tables = "beliefs", "gaps", "steering", "prompting", "profiles", "convergence", "published"
+stages |= {f"table_{table}": getattr(chain, f"table_{table}")() for table in tables}
+stages |= {f"fig{number}": chain.figure(number) for number in figure_numbers(study)} | {"story": chain.story()}
+print(json.dumps({name: stage.fingerprint for name, stage in stages.items()}))
+"""
+
+# Imports each module alone, and says which first-party modules were loaded with it and what its closure holds.
+IMPORTS = """
+import importlib, json, sys
+from perfmis import provenance
+
+result = {}
+for module in sys.argv[1:]:
+    for name in [name for name in sys.modules if name.split(".")[0] == "perfmis" and name != "perfmis.provenance"]:
+        del sys.modules[name]
+    importlib.import_module(module)
+    loaded = [name for name in sys.modules if name.split(".")[0] == "perfmis" and name != "perfmis.provenance"]
+    result[module] = [loaded, provenance.closure(module)]
+print(json.dumps(result))
+"""
+
+READ = {
+    "table_beliefs",
+    "table_gaps",
+    "table_steering",
+    "table_prompting",
+    "table_profiles",
+    "table_convergence",
+}
+FIGURES = {f"fig{number}" for number in range(1, 10)}
+PROFILES = {"table_profiles", "table_convergence", "fig5", "fig8", "fig9", "story"}
+STEERED = {"steering", "steering_outcomes", "table_steering", "fig4", "fig6"} | PROFILES
+PROMPTED = {"prompting", "prompting_outcomes", "table_prompting"} | PROFILES
+SCREENED = {"screen", "story"} | READ | FIGURES - {"fig1"}
+PARSED = {"screened", "treated", "vectors", "steering", "steering_outcomes", "prompting_outcomes"} | SCREENED
+SAMPLED = {"screen_transcripts", "arm_transcripts", "prompting"} | PARSED
+TRAINED = {"organism", "arm", "beliefs"} | SAMPLED
+CODE = {
+    "vectors": {"vectors"} | STEERED,
+    "beliefs": {"beliefs", "table_beliefs", "table_gaps", "fig3", "fig7"} | PROFILES,
+    "outcomes": PARSED,
+    "sdf": TRAINED,
+    "hub": set(),
+    "requests": {"requests", "audit", "arm", "beliefs"} | SAMPLED,
+    "tinyworld.optimizer": {"trunk", "model"} | TRAINED,
+    "tables.convergence": {"table_convergence"},
+    "figures.style": FIGURES,
+}
+DATA = {
+    "resources/snippets/tiny.yaml": PROMPTED,
+    "resources/patterns/tiny.yaml": PARSED,
+    "resources/snippets/chat.yaml": set(),
+    "resources/published.csv": {"table_published", "fig3", "fig8"},
+    "resources/claims/A1+.yaml": {"fig1"},
+}
+KEYS = {
+    "steering: {controls: 5}": STEERED,
+    "prompting: {requests: 12}": PROMPTED,
+    "screen: {minimum_gap: 12}": SCREENED | FIGURES,  # all figures get the same settings, cheap as they are
+    "statistics: {resamples: 500}": SCREENED | FIGURES,
+    "arms: {replay: 1.0}": {"arm", "arm_transcripts", "treated", "beliefs", "prompting", "prompting_outcomes"}
+    | READ - {"table_steering"}
+    | PROFILES
+    | {"fig3", "fig7"},
+    "sizes: {tiny: {memory_gb: 8}}": set(),
+    "root: results/elsewhere": set(),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(workdir: Callable[..., Path]) -> Path:
+    """A folder with copies of all that is edited here."""
+    return workdir(copied=("perfmis", "resources"))
+
+
+def fingerprints(folder: Path, *overrides: Path) -> dict[str, str]:
+    """Return the fingerprint of every stage, computed afresh in a process of its own."""
+    said = command(folder, sys.executable, "-c", LIST, *map(str, overrides))
+    assert said.returncode == 0, said.stderr
+    return dict(json.loads(said.stdout))
+
+
+@pytest.fixture(scope="module")
+def before(folder: Path) -> dict[str, str]:
+    return fingerprints(folder)
+
+
+def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
+    """Return the kinds of stages that changed; a kind changes whole or not at all."""
+    assert before.keys() == after.keys()
+    kinds: dict[str, set[bool]] = {}
+    for name in before:
+        kinds.setdefault(name.split()[0], set()).add(before[name] != after[name])
+    assert all(len(answers) == 1 for answers in kinds.values()), kinds
+    return {kind for kind, answers in kinds.items() if answers == {True}}
+
+
+@contextmanager
+def edited(path: Path, text: str) -> Iterator[None]:
+    """Replace a file's text for a while."""
+    original = path.read_text()
+    path.write_text(text)
+    yield
+    path.write_text(original)
+
+
+def test_stages_differ_from_each_other(before: dict[str, str]) -> None:
+    assert len(set(before.values())) == len(before)
+
+
+def test_comments_docstrings_and_layout_change_nothing(
+    before: dict[str, str], workdir: Callable[..., Path]
+) -> None:
+    """All modules are written anew: without comments, with other line breaks and quotes, and with other docstrings."""
+    other = workdir(copied=("perfmis", "resources"))
+    for path in (other / "perfmis").rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            if (
+                isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+                and ast.get_docstring(node) is not None
+            ):
+                node.body[0] = ast.Expr(ast.Constant("Something else."))
+        path.write_text("# A comment.\n" + ast.unparse(ast.fix_missing_locations(tree)) + "\n# Another.\n")
+    assert fingerprints(other) == before
+
+
+@pytest.mark.parametrize("module", CODE)
+def test_code_reaches_its_users_and_what_lies_below(
+    folder: Path, before: dict[str, str], module: str
+) -> None:
+    path = folder / "perfmis" / f"{module.replace('.', '/')}.py"
+    with edited(path, path.read_text() + "\n\nEDITED = True\n"):
+        assert changed(before, fingerprints(folder)) == CODE[module]
+
+
+@pytest.mark.parametrize("resource", DATA)
+def test_data_reaches_its_readers_and_what_lies_below(
+    folder: Path, before: dict[str, str], resource: str
+) -> None:
+    path = folder / resource
+    with edited(path, path.read_text() + "\n"):
+        assert changed(before, fingerprints(folder)) == DATA[resource]
+
+
+@pytest.mark.parametrize("content", KEYS)
+def test_key_reaches_its_readers_and_what_lies_below(
+    folder: Path, before: dict[str, str], tmp_path: Path, content: str
+) -> None:
+    path = tmp_path / "override.yaml"
+    path.write_text(content)
+    assert changed(before, fingerprints(folder, path)) == KEYS[content]
+
+
+def test_one_corpus_reaches_its_own_arm_first(folder: Path, before: dict[str, str], tmp_path: Path) -> None:
+    """Another A1+ corpus changes no other corpus and no organism."""
+    path = tmp_path / "override.yaml"
+    path.write_text("corpora: {A1+: {documents: 100}}")
+    after = fingerprints(folder, path)
+    moved = {name for name in before if before[name] != after[name]}
+    assert {name for name in moved if name.startswith("corpus")} == {"corpus A1+"}
+    assert not {
+        name for name in moved if name.startswith(("organism", "model", "screen", "vectors", "steering "))
+    }
+    assert {name for name in before if name.endswith("A1+")} <= moved
+
+
+def test_reverting_restores_everything(folder: Path, before: dict[str, str]) -> None:
+    assert fingerprints(folder) == before
+
+
+def test_closure_holds_every_module_that_is_imported(folder: Path) -> None:
+    """What a stage really loads is part of its fingerprint, imports of imports included."""
+    stages = "corpora", "audit", "sdf", "vectors", "steering", "beliefs", "screen", "tables.profiles", "story"
+    said = command(folder, sys.executable, "-c", IMPORTS, *(f"perfmis.{stage}" for stage in stages))
+    assert said.returncode == 0, said.stderr
+    for module, (loaded, closure) in json.loads(said.stdout).items():
+        assert set(loaded) <= set(closure), module
+
+
+def test_imports_inside_functions_count() -> None:
+    """`corpora` imports the tiny world only where it is asked for; it is part of the closure all the same."""
+    assert "perfmis.tinyworld.grammar" in provenance.closure("perfmis.corpora")
+    assert "perfmis.tinyworld.optimizer" not in provenance.closure("perfmis.corpora")
+
+
+@pytest.mark.parametrize(
+    ("modules", "heavy"),
+    [
+        ("perfmis.config, perfmis.study", {"torch", "transformers", "polars", "numpy"}),
+        (
+            "perfmis.sdf, perfmis.tables.gaps, perfmis.tables.profiles, perfmis.story",
+            {"torch", "transformers"},
+        ),
+    ],
+)
+def test_light_imports(folder: Path, modules: str, heavy: set[str]) -> None:
+    """Every job of a cluster parses the Snakefile again, and stages that touch tables are many: both stay light."""
+    said = command(folder, sys.executable, "-c", f"import sys, {modules}; print(*sys.modules)")
+    assert not heavy & set(said.stdout.split())
