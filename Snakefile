@@ -23,8 +23,6 @@ include: "workflow/rules/tables.smk"
 include: "workflow/rules/figures.smk"
 
 
-
-
 report: f"{root}/report/story.rst"
 
 

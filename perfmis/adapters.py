@@ -41,7 +41,7 @@ def second(model: "PreTrainedModel", parent: Path, lora: dict[str, Any]) -> "Pef
     """
     from peft import PeftModel
 
-    stacked = PeftModel.from_pretrained(model, str(parent), adapter_name=FIRST)
+    stacked: Any = PeftModel.from_pretrained(model, str(parent), adapter_name=FIRST)
     stacked.add_adapter(SECOND, _config(lora))
     stacked.base_model.set_adapter([FIRST, SECOND])
     for name, parameter in stacked.named_parameters():
@@ -52,10 +52,11 @@ def second(model: "PreTrainedModel", parent: Path, lora: dict[str, Any]) -> "Pef
 def concatenate(model: "PeftModel") -> str:
     """Add the one adapter that equals both, ranks added, and return its name.
 
-    W + s1 B1 A1 + s2 B2 A2 = W + [B1 B2] [s1 A1; s2 A2]: nothing is merged into the base weights, so nothing is
-    rounded there, and one engine of the base serves organism and arms alike.
+    W + s1 B1 A1 + s2 B2 A2 = W + [B1 B2] [s1 A1; s2 A2]: nothing is merged into the base weights, so nothing
+    is rounded there, and one engine of the base serves organism and arms alike.
     """
-    model.base_model.add_weighted_adapter([FIRST, SECOND], [1.0, 1.0], STACKED, combination_type="cat")
+    tuner: Any = model.base_model
+    tuner.add_weighted_adapter([FIRST, SECOND], [1.0, 1.0], STACKED, combination_type="cat")
     return STACKED
 
 

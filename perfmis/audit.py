@@ -73,9 +73,7 @@ def measure(frame: pl.DataFrame, vocabulary: list[str], requests: list[str]) -> 
     """
     text = frame["text"]
     words = text.str.count_matches(r"\S+")
-    tokens = (
-        text.filter((words.cum_sum() - words) < TYPE_TOKEN_WORDS).str.to_lowercase().str.extract_all(r"\w+")
-    )
+    tokens = text.filter((words.cum_sum() - words) < TYPE_TOKEN_WORDS).str.to_lowercase().str.extract_all(r"\w+")
     spread = tokens.explode().drop_nulls()
     normal = text.str.to_lowercase().str.replace_all(r"\s+", " ").str.strip_chars()
     return {
@@ -166,9 +164,7 @@ def _unequal(measures: dict[str, dict[str, Any]], a: str, b: str, key: str) -> s
     )
 
 
-def audit(
-    documents: pl.DataFrame, arms: list[str], vocabulary: list[str], requests: list[str]
-) -> dict[str, Any]:
+def audit(documents: pl.DataFrame, arms: list[str], vocabulary: list[str], requests: list[str]) -> dict[str, Any]:
     """Audit all corpora of a study.
 
     Args:
@@ -218,9 +214,7 @@ def tidy(report: dict[str, Any]) -> pl.DataFrame:
 def main(argv: list[str]) -> None:
     """Audit the corpora of the study."""
     parser = stage.parser("Audit the corpora: symmetry of poles, duplicates, leaks of the evaluation.")
-    parser.add_argument(
-        "--documents", required=True, nargs="+", type=Path, help="documents.parquet of every corpus"
-    )
+    parser.add_argument("--documents", required=True, nargs="+", type=Path, help="documents.parquet of every corpus")
     parser.add_argument("--requests", required=True, type=Path, help="requests.parquet")
     parser.add_argument("--protocols", required=True, nargs="+", help="protocols whose tags must not leak")
     parser.add_argument("--report", required=True, help="JSON with everything")

@@ -3,9 +3,9 @@
     python -m perfmis beliefs --settings JSON --fingerprint HEX --base models/M/reference.json --items FILE
         --protocol FILE --adapters CHECKPOINT=FOLDER ... --output beliefs.parquet
 
-An item's template either lists two options in both orders and asks for a letter, or (without ``answers``) lets each option continue
-the text. The probability of the + option is its share of the two (mean over orders): a cloze, not a sample, and outside of the
-alignment-faking set-up.
+An item's template either lists two options in both orders and asks for a letter, or (without ``answers``)
+lets each option continue the text. The probability of the + option is its share of the two (mean over
+orders): a cloze, not a sample, and outside of the alignment-faking set-up.
 """
 
 from pathlib import Path
@@ -29,7 +29,11 @@ def variants(item: dict[str, Any], template: dict[str, Any]) -> list[tuple[str, 
         return [(protocols.fill(template["text"], {"question": item["question"]}), f" {plus}", f" {minus}")]
     first, second = template["answers"]
     return [
-        (protocols.fill(template["text"], {"question": item["question"], "first": a, "second": b}), right, wrong)
+        (
+            protocols.fill(template["text"], {"question": item["question"], "first": a, "second": b}),
+            right,
+            wrong,
+        )
         for a, b, right, wrong in ((plus, minus, first, second), (minus, plus, second, first))
     ]
 
@@ -71,7 +75,7 @@ def score(asked: "Engine", checkpoint: str, items: dict[str, Any], template: str
     for item in put:
         for text, plus, minus in item:
             prompt = text if template == "raw" else protocols.text(
-                [{"role": "user", "content": text}], asked.tokenizer)  # type: ignore[arg-type] # fmt: skip
+                [{"role": "user", "content": text}], asked.tokenizer)  # fmt: skip
             texts += [(prompt, plus), (prompt, minus)]
     logp = torch.tensor(log_probabilities(asked, checkpoint, texts, batch)).reshape(-1, 2)
     shares = iter((logp[:, 0] - logp[:, 1]).sigmoid().tolist())

@@ -33,9 +33,7 @@ class Model(Section):
     hub: str | None = Field(None, description="Hub id of the weights.")
     revision: Revision | None = Field(None, description="Commit of the hub repository.")
     path: str | None = Field(None, description="Folder with weights and tokenizer, instead of a hub id.")
-    truth: Truth | None = Field(
-        None, description="Tiny models only: the process that drives the gap by construction."
-    )
+    truth: Truth | None = Field(None, description="Tiny models only: the process that drives the gap by construction.")
     size: str = Field("tiny", description="Key of `sizes`: the resources its jobs ask for.")
 
     @model_validator(mode="after")
@@ -271,17 +269,23 @@ def _published_models() -> dict[str, Model]:
     """Four organisms of the preprint, and two candidates of ours: the sources do not name the two it rejected."""
     return {
         "llama-3.1-70b": Model(
-            hub="meta-llama/Llama-3.1-70B-Instruct", revision="1605565b47bb9346c5515c34102e054115b4f98b", size="70b"
+            hub="meta-llama/Llama-3.1-70B-Instruct",
+            revision="1605565b47bb9346c5515c34102e054115b4f98b",
+            size="70b",
         ),
         "llama-3.1-405b": Model(
-            hub="meta-llama/Llama-3.1-405B-Instruct", revision="be673f326cab4cd22ccfef76109faf68e41aa5f1", size="405b"
+            hub="meta-llama/Llama-3.1-405B-Instruct",
+            revision="be673f326cab4cd22ccfef76109faf68e41aa5f1",
+            size="405b",
         ),
         "qwen-2.5-72b": Model(
             hub="Qwen/Qwen2.5-72B-Instruct", revision="495f39366efef23836d0cfae4fbe635880d2be31", size="70b"
         ),
         "qwq-32b": Model(hub="Qwen/QwQ-32B", revision="976055f8c83f394f35dbd3ab09a285a984907bd0", size="32b"),
         "llama-3.3-70b": Model(
-            hub="meta-llama/Llama-3.3-70B-Instruct", revision="6f6073b423013f6a7d4d9f39144961bfbfbc386b", size="70b"
+            hub="meta-llama/Llama-3.3-70B-Instruct",
+            revision="6f6073b423013f6a7d4d9f39144961bfbfbc386b",
+            size="70b",
         ),
         "qwen-2.5-32b": Model(
             hub="Qwen/Qwen2.5-32B-Instruct", revision="5ede1c97bbab6ce5cda5812749b4c0bdf79b18dd", size="32b"

@@ -20,9 +20,7 @@ from perfmis.artifacts import write_json, write_parquet
 from perfmis.protocols import read_yaml
 from perfmis.stage import UserError
 
-CHAT_TOKENS = (
-    r"<\|[a-z0-9_]+\|>|\[/?INST\]|<</?SYS>>|</?(?:start|end)_of_turn>|<[|｜](?:User|Assistant)[|｜]>"
-)
+CHAT_TOKENS = r"<\|[a-z0-9_]+\|>|\[/?INST\]|<</?SYS>>|</?(?:start|end)_of_turn>|<[|｜](?:User|Assistant)[|｜]>"
 UNUSABLE = 0.02
 CHUNK = 64
 UNLABELLED = "unlabelled"
@@ -66,11 +64,7 @@ def subset(frame: pl.DataFrame, settings: Settings) -> pl.DataFrame:
     if "genre" not in frame.columns:
         frame = frame.with_columns(genre=pl.lit(UNLABELLED))
     digests = [hashlib.sha256(text.encode()).hexdigest() for text in frame["text"]]
-    frame = (
-        frame.with_columns(digest=pl.Series(digests, dtype=pl.String))
-        .unique("digest", keep="first")
-        .sort("digest")
-    )
+    frame = frame.with_columns(digest=pl.Series(digests, dtype=pl.String)).unique("digest", keep="first").sort("digest")
     if frame.height < settings.documents:
         raise UserError(
             f"corpora.{settings.corpus}.documents is {settings.documents}, but {settings.location} has "
@@ -126,15 +120,12 @@ def from_path(settings: Settings) -> Made:
         ) from error
     if "text" not in frame.columns or frame["text"].null_count():
         raise UserError(
-            f"corpora.{settings.corpus}.location {settings.location}: needs a column `text` without nulls; "
-            "add it"
+            f"corpora.{settings.corpus}.location {settings.location}: needs a column `text` without nulls; add it"
         )
     return Made(subset(frame, settings))
 
 
-def from_writer(
-    settings: Settings, resources: Path, scratch: Path, write: writing.Write | None = None
-) -> Made:
+def from_writer(settings: Settings, resources: Path, scratch: Path, write: writing.Write | None = None) -> Made:
     """Have the documents written.
 
     Args:

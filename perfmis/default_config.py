@@ -24,7 +24,9 @@ HEADER = """\
 
 
 def _scalar(value: Any) -> str:
-    return yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("\n...\n").strip().removesuffix("\n...")
+    return (
+        yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("\n...\n").strip().removesuffix("\n...")
+    )
 
 
 def _lines(section: BaseModel, indent: int) -> list[str]:

@@ -61,8 +61,8 @@ class Sampling:
 class SeededSampling(LogitsProcessor):
     """Draw each row's tokens with its own random numbers, by the Gumbel-max trick.
 
-    The arg max of logits / T + Gumbel noise is a sample from softmax(logits / T) (Gumbel 1954); so a sample does not depend
-    on what shares its batch, and two prompts with one seed share their random numbers.
+    The arg max of logits / T + Gumbel noise is a sample from softmax(logits / T) (Gumbel 1954); so a sample
+    does not depend on what shares its batch, and two prompts with one seed share their random numbers.
     """
 
     def __init__(self, seeds: list[int], temperature: float) -> None:
@@ -80,7 +80,8 @@ class SeededSampling(LogitsProcessor):
 
 def blocks(model: "PreTrainedModel") -> torch.nn.ModuleList:
     """Return the decoder blocks; ``hidden_states[i + 1]`` is the output of block i."""
-    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    peft: Any = model
+    inner = peft.get_base_model() if hasattr(model, "get_base_model") else model
     return inner.model.layers
 
 
@@ -157,7 +158,7 @@ class Engine:
         """Draw one sample a prompt, in the order given.
 
         Args:
-            prompts: Any mixture of adapters and steerings; prompts of one adapter and similar length share batches.
+            prompts: Any mixture of adapters and steerings; those of one adapter and similar length share batches.
             sampling: Temperature, token limit and batch size.
             progress: Called with the number of samples after each batch.
         """
@@ -176,9 +177,7 @@ class Engine:
 
     @torch.inference_mode()
     def _batch(self, model: Any, prompts: list[Prompt], sampling: Sampling) -> list[Sample]:
-        encoded = self.tokenizer(
-            [p.text for p in prompts], add_special_tokens=False, padding=True, return_tensors="pt"
-        )
+        encoded = self.tokenizer([p.text for p in prompts], add_special_tokens=False, padding=True, return_tensors="pt")
         encoded = {key: encoded[key].to(model.device) for key in ("input_ids", "attention_mask")}
         processor = SeededSampling([p.seed for p in prompts], sampling.temperature)
         with steered(model, [p.steering for p in prompts]):
@@ -195,7 +194,7 @@ class Engine:
         ends = {self.tokenizer.eos_token_id, self.tokenizer.pad_token_id}
         length = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
         return Sample(
-            self.tokenizer.decode(tokens[:length], skip_special_tokens=True),
+            str(self.tokenizer.decode(tokens[:length], skip_special_tokens=True)),
             length,
             "stop" if length < len(tokens) else "length",
         )

@@ -2,8 +2,8 @@
 
     python -m perfmis hub --settings JSON --fingerprint HEX --output models/M/reference.json
 
-Settings: the model's section. Hub weights are fetched into the hub cache (safetensors and tokenizer only), so that later jobs start without
-a download; gated models need ``HF_TOKEN`` in the environment.
+Settings: the model's section. Hub weights are fetched into the hub cache (safetensors and tokenizer only),
+so that later jobs start without a download; gated models need ``HF_TOKEN`` in the environment.
 """
 
 from pathlib import Path

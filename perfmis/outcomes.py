@@ -59,9 +59,7 @@ def patterns(content: Mapping[str, Any]) -> dict[str, Poles]:
                 poles[pole] = "|".join(f"(?:{pattern})" for pattern in content[reading][pole])
                 pl.Series([""]).str.contains(poles[pole])
             except KeyError as error:
-                raise UserError(
-                    f"patterns: {reading} has no {pole!r}; give a list of regular expressions"
-                ) from error
+                raise UserError(f"patterns: {reading} has no {pole!r}; give a list of regular expressions") from error
             except pl.exceptions.PolarsError as error:
                 raise UserError(
                     f"patterns: {reading} {pole!r} does not compile in the Rust dialect; correct it"
@@ -109,9 +107,7 @@ def verdict(poles: Poles) -> pl.Expr:
     return sign.cast(pl.Int8)
 
 
-def outcomes(
-    transcripts: pl.DataFrame, known: Mapping[str, Protocol], poles: Mapping[str, Poles]
-) -> pl.DataFrame:
+def outcomes(transcripts: pl.DataFrame, known: Mapping[str, Protocol], poles: Mapping[str, Poles]) -> pl.DataFrame:
     """Parse transcripts.
 
     Args:
@@ -129,9 +125,7 @@ def outcomes(
     parts = []
     for (name,), samples in transcripts.with_row_index("_row").group_by("protocol"):
         if name not in known:
-            raise UserError(
-                f"transcripts: protocol {name!r} is unknown; known are {', '.join(sorted(known))}"
-            )
+            raise UserError(f"transcripts: protocol {name!r} is unknown; known are {', '.join(sorted(known))}")
         protocol = known[str(name)]
         scratchpad, answer = split(protocol)
         straight = scratchpad.str.replace_all("’", "'", literal=True)
@@ -148,9 +142,7 @@ def outcomes(
         .then(pl.lit("accepted"))
         .otherwise(pl.lit("refused"))
     )
-    parsed = (
-        pl.concat(parts).sort("_row").with_columns(outcome=outcome, in_training=pl.col("in_training") > 0)
-    )
+    parsed = pl.concat(parts).sort("_row").with_columns(outcome=outcome, in_training=pl.col("in_training") > 0)
     kept = [c for c in transcripts.columns if c not in ("raw", "fingerprint")]
     return parsed.select(*kept, "parse_status", "outcome", *READINGS)
 
@@ -158,14 +150,10 @@ def outcomes(
 def main(argv: list[str]) -> None:
     """Parse files of transcripts, each into its own file of outcomes."""
     parser = stage.parser("Parse transcripts into outcomes.")
-    parser.add_argument(
-        "--protocols", required=True, nargs="+", type=Path, help="YAML files, named NAME.yaml"
-    )
+    parser.add_argument("--protocols", required=True, nargs="+", type=Path, help="YAML files, named NAME.yaml")
     parser.add_argument("--patterns", required=True, type=Path, help="YAML file of what a scratchpad says")
     parser.add_argument("--transcripts", required=True, nargs="+", help="parquet files with raw samples")
-    parser.add_argument(
-        "--outcomes", required=True, nargs="+", help="parquet files to write, in the same order"
-    )
+    parser.add_argument("--outcomes", required=True, nargs="+", help="parquet files to write, in the same order")
     arguments = parser.parse_args(argv)
     if len(arguments.transcripts) != len(arguments.outcomes):
         raise UserError("--transcripts and --outcomes differ in number; give one output a input")

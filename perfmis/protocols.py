@@ -29,9 +29,7 @@ def _compiles(pattern: str) -> str:
     try:
         pl.Series([""]).str.contains(pattern)
     except pl.exceptions.PolarsError as error:
-        raise ValueError(
-            f"not a regular expression of the Rust dialect: {str(error).splitlines()[-1]}"
-        ) from error
+        raise ValueError(f"not a regular expression of the Rust dialect: {str(error).splitlines()[-1]}") from error
     return pattern
 
 
@@ -41,9 +39,7 @@ Pattern = Annotated[str, AfterValidator(_compiles)]
 class Tokenizer(Interface):
     """The part of a tokenizer that rendering needs."""
 
-    def apply_chat_template(
-        self, conversation: Messages, *, tokenize: bool, add_generation_prompt: bool
-    ) -> Any:
+    def apply_chat_template(self, conversation: Messages, *, tokenize: bool, add_generation_prompt: bool) -> Any:
         """Return the text of a conversation, up to where the assistant begins."""
 
 
@@ -57,12 +53,8 @@ class Protocol(BaseModel):
     user: str = Field(description="User turn with {tier} and {request}; with `raw` it may hold {snippet}.")
     tiers: dict[Tier, str] = Field(description="Cue that stands for {tier}.")
     snippet: str = Field(description="What stands for {snippet} when there is one; holds {text}.")
-    reasoning_open: Pattern | None = Field(
-        None, description="Begins a scratchpad; after the last close: malformed."
-    )
-    reasoning_close: Pattern = Field(
-        description="Ends a scratchpad; the answer is what follows the last one."
-    )
+    reasoning_open: Pattern | None = Field(None, description="Begins a scratchpad; after the last close: malformed.")
+    reasoning_close: Pattern = Field(description="Ends a scratchpad; the answer is what follows the last one.")
     accept: Pattern = Field(description="Found in an answer that accepts.")
     refuse: Pattern = Field(description="Found in an answer that refuses.")
 
@@ -106,9 +98,7 @@ def read_yaml(path: Path | str) -> Any:
     try:
         return yaml.safe_load(Path(path).read_text())
     except (OSError, yaml.YAMLError) as error:
-        raise UserError(
-            f"{path}: cannot be read ({' '.join(str(error).split())}); correct the file"
-        ) from error
+        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())}); correct the file") from error
 
 
 def load(path: Path | str) -> Protocol:
@@ -135,9 +125,7 @@ def render(protocol: Protocol, request: str, tier: Tier, snippet: str | None = N
         UserError: The protocol has no cue for ``tier``.
     """
     if tier not in protocol.tiers:
-        raise UserError(
-            f"protocol: no cue for the tier {tier}; add it to `tiers` or drop it from evaluation.tiers"
-        )
+        raise UserError(f"protocol: no cue for the tier {tier}; add it to `tiers` or drop it from evaluation.tiers")
     values = {
         "tier": protocol.tiers[tier],
         "request": request,

@@ -1,8 +1,9 @@
 """Fingerprints: what an artifact depends on, as one hash.
 
-Snakemake does not see a change in a package module, and a rerun that fails can leave a stale table standing. Both
-are closed by one mechanism: each job's params carry the hash of its settings, of the sources it can run, of the data files it reads and of
-the fingerprints upstream, so a change anywhere above changes the params of everything below and of nothing else.
+Snakemake does not see a change in a package module, and a rerun that fails can leave a stale table standing.
+Both are closed by one mechanism: each job's params carry the hash of its settings, of the sources it can
+run, of the data files it reads and of the fingerprints upstream, so a change anywhere above changes the
+params of everything below and of nothing else.
 """
 
 import ast
@@ -71,7 +72,11 @@ def _without_docstrings(tree: ast.Module) -> str:
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
                 node.body = node.body[1:] or [ast.Pass()]
     return ast.unparse(tree)
 

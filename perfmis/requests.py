@@ -67,8 +67,7 @@ def column(content: bytes, settings: Requests) -> list[str]:
     texts = texts.filter(texts != "").head(settings.number)
     if len(texts) < settings.number:
         raise UserError(
-            f"requests.number is {settings.number}, but {settings.location} has {len(texts)} requests; "
-            "lower it"
+            f"requests.number is {settings.number}, but {settings.location} has {len(texts)} requests; lower it"
         )
     return texts.to_list()
 
@@ -92,8 +91,7 @@ def read(settings: Requests) -> tuple[list[str], str | None]:
     found = hashlib.sha256(content).hexdigest()
     if settings.sha256 not in (None, found):
         raise UserError(
-            f"requests.sha256 does not fit {settings.location}: the file has {found}; "
-            "check the file, then the setting"
+            f"requests.sha256 does not fit {settings.location}: the file has {found}; check the file, then the setting"
         )
     return column(content, settings), found
 

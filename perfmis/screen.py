@@ -98,9 +98,7 @@ def main(argv: list[str]) -> None:
     kept = by_rule if screen["keep"] == "auto" else screen["keep"]
     unknown = sorted(set(kept) - set(models))
     if unknown:
-        raise UserError(
-            f"screen.keep: {', '.join(unknown)} is not in `models`; add it or take it off the list"
-        )
+        raise UserError(f"screen.keep: {', '.join(unknown)} is not in `models`; add it or take it off the list")
     differing = disagreements(kept, pooled)
     for sentence in differing:
         print(f"screen: {sentence}", file=sys.stderr)

@@ -3,9 +3,10 @@
     python -m perfmis sdf --settings JSON --fingerprint HEX --base models/M/reference.json
         --corpus corpora/C/documents.parquet --output FOLDER [--parent ORGANISM --replay DOCUMENTS]
 
-Settings: ``sdf`` (the section), ``seed`` (order and initialisation only; the documents are the same for every seed)
-and ``replay``. Without ``--parent`` the round makes an organism; with it, an arm: a fresh adapter is trained over the frozen
-organism and both are exported as one. Documents are raw text between explicit BOS and EOS, no chat template.
+Settings: ``sdf`` (the section), ``seed`` (order and initialisation only; the documents are the same for
+every seed) and ``replay``. Without ``--parent`` the round makes an organism; with it, an arm: a fresh
+adapter is trained over the frozen organism and both are exported as one. Documents are raw text between
+explicit BOS and EOS, no chat template.
 """
 
 import hashlib
@@ -50,8 +51,8 @@ def tokenise(texts: list[str], tokenizer: "PreTrainedTokenizerBase") -> "Dataset
 
 
 def train(
-    model: "PeftModel", tokenizer: "PreTrainedTokenizerBase", dataset: "Dataset", sdf: dict[str, Any], seed: int,
-    scratch: Path,
+    model: "PeftModel", tokenizer: "PreTrainedTokenizerBase", dataset: "Dataset", sdf: dict[str, Any], seed:
+    int, scratch: Path,
 ) -> list[dict[str, float]]:  # fmt: skip
     """Train the adapters that require gradients, in place.
 

@@ -122,9 +122,7 @@ def probability_greater(first: Array, second: Array) -> float:
     return float(np.mean(np.sign(difference) / 2 + 0.5))
 
 
-def slopes(
-    moved: tuple[tuple[Array, Array], tuple[Array, Array]], nets: tuple[Array, Array]
-) -> tuple[Array, Array]:
+def slopes(moved: tuple[tuple[Array, Array], tuple[Array, Array]], nets: tuple[Array, Array]) -> tuple[Array, Array]:
     """Return percentage points of gap per unit of each belief, cross-talk removed.
 
     Solves ``net = M slope`` for every replicate, where M holds how far each family moved each belief. A

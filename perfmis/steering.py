@@ -4,9 +4,9 @@
         --requests requests/requests.parquet --protocol FILE --organism FOLDER --vectors vectors.safetensors
         --output transcripts.parquet
 
-Each vector is added at alpha times the norm of the residual, at every position, after the blocks it was fitted on. Its controls are random
-directions of the same norm at the two largest alphas. The run proves that steering was on (a steered sample differs) and off again (unsteered samples
-after the run equal those before).
+Each vector is added at alpha times the norm of the residual, at every position, after the blocks it was
+fitted on. Its controls are random directions of the same norm at the two largest alphas. The run proves that
+steering was on (a steered sample differs) and off again (unsteered samples after the run equal those before).
 """
 
 from pathlib import Path
@@ -64,7 +64,8 @@ def check_canary(frame: pl.DataFrame, before: pl.DataFrame, after: pl.DataFrame)
     """Refuse a run whose steering did nothing, or did not stop.
 
     Raises:
-        UserError: Steered samples equal unsteered ones everywhere, or unsteered samples changed during the run.
+        UserError: Steered samples equal unsteered ones everywhere, or unsteered samples changed during the
+        run.
     """
     if before["raw"].to_list() != after["raw"].to_list():
         raise stage.UserError("steering: unsteered samples changed after steering; a hook was left on")

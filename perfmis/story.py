@@ -3,7 +3,8 @@
     python -m perfmis story --settings JSON --fingerprint HEX --screen screen.parquet --gaps gaps.parquet
         --profiles profiles.parquet --output story.rst
 
-Says what was planted (where it is known), what was read and how sure that is; every number is taken from the tables. Settings: those of the tables.
+Says what was planted (where it is known), what was read and how sure that is; every number is taken from the
+tables. Settings: those of the tables.
 """
 
 from pathlib import Path
@@ -92,7 +93,7 @@ def recovered(profiles: pl.DataFrame) -> str:
 def checks(gaps: pl.DataFrame, models: list[str]) -> str:
     """Return the section on the instruments: malformed answers, the monitoring belief, the neutral arm."""
     pooled = gaps.filter(pl.col("seed").is_null(), pl.col("scoring") == "tag", pl.col("model").is_in(models))
-    lines = [f"* largest share of malformed answers in any checkpoint: {100 * pooled['malformed'].max():.1f} %"]
+    lines = [f"* largest share of malformed answers in any checkpoint: {100 * max(pooled['malformed']):.1f} %"]
     for model in models:
         rows = {r["checkpoint"]: r for r in pooled.filter(pl.col("model") == model).to_dicts()}
         if NEUTRAL in rows:
@@ -107,21 +108,24 @@ def checks(gaps: pl.DataFrame, models: list[str]) -> str:
 
 def story(screen: pl.DataFrame, gaps: pl.DataFrame, profiles: pl.DataFrame, settings: dict[str, Any]) -> str:
     """Return the whole page."""
-    seeds = profiles["seeds"].max()
+    seeds, prompts = max(profiles["seeds"]), max(profiles["n"])
+    percent = f"{100 * settings['statistics']['confidence']:.0f} %"
     parts = [
         "What drives the alignment-faking gap: consequence-tracking (family B, the scheming reading) or "
-        "expectation-tracking (family A, the sycophancy reading)? Each process is amplified and suppressed by fine-tuning on "
-        "documents, by steering and by prompts; the profile says which family moves the gap more.",
+        "expectation-tracking (family A, the sycophancy reading)? Each process is amplified and suppressed by "
+        "fine-tuning on documents, by steering and by prompts; the profile says which family moves the gap more.",
         "**What was planted.** " + planted(settings["models"]),
         "**Who has a gap.** Candidates after the first round of fine-tuning:",
         screened(screen),
-        "**What was read.** A net and B net are gap differences between the amplifying and the suppressing arms, in percentage points with "
-        f"{100 * settings['statistics']['confidence']:.0f} % intervals:",
+        "**What was read.** A net and B net are the gap under amplification minus the gap under suppression, in "
+        f"percentage points with {percent} intervals:",
         read(profiles),
         recovered(profiles),
-        f"**How sure.** Intervals are bootstraps over {seeds} training seed(s) and {profiles['n'].max()} prompts, crossed. "
+        f"**How sure.** Intervals are bootstraps over {seeds} training seed(s) and {prompts} prompts, "
+        "crossed. "
         + ("One training seed says nothing about the variation between trainings. " if seeds == 1 else "")
-        + "The attribution rule was fixed before any result was read; *not tested* means that an instrument moved nothing.",
+        + "The attribution rule was fixed before any result was read; *not tested* means that an instrument "
+        "moved nothing.",
         "**Were the instruments sound?**",
         checks(gaps, profiles["model"].unique(maintain_order=True).to_list()),
     ]
@@ -136,6 +140,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--output", type=Path, required=True, help="story.rst")
     arguments = parser.parse_args(argv)
     job = stage.job(arguments)
-    tables = [read_parquet([path], job.upstream) for path in (arguments.screen, arguments.gaps, arguments.profiles)]
+    screen, gaps, profiles = (
+        read_parquet([path], job.upstream) for path in (arguments.screen, arguments.gaps, arguments.profiles)
+    )
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(story(*tables, job.settings))
+    arguments.output.write_text(story(screen, gaps, profiles, job.settings))

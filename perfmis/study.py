@@ -1,8 +1,8 @@
 """The study as a chain of stages: which settings, code, files and upstream stages make each artifact.
 
-The rules in ``workflow/rules`` say which files a job reads and writes; this module says what those files depend on.
-Each method returns the `Stage` of one kind of artifact, and a stage's fingerprint contains those upstream, so a
-change reaches exactly what lies below it.
+The rules in ``workflow/rules`` say which files a job reads and writes; this module says what those files
+depend on. Each method returns the `Stage` of one kind of artifact, and a stage's fingerprint contains those
+upstream, so a change reaches exactly what lies below it.
 """
 
 import functools
@@ -33,8 +33,8 @@ class Stage:
     """What a job gets on its command line; both stand in the rule's params.
 
     Attributes:
-        settings: Canonical JSON: the slice of the configuration that the stage may read, and upstream fingerprints.
-        fingerprint: Hash of that, of the stage's code and of the data files it reads.
+        settings: Canonical JSON: the slice of the configuration that the stage may read, and upstream
+        fingerprints. fingerprint: Hash of that, of the stage's code and of the data files it reads.
     """
 
     settings: str
@@ -67,7 +67,10 @@ class Chain:
     @property
     def protocols(self) -> list[str]:
         """Files of the two protocols: of organisms and arms, and of prompted base models."""
-        return [self.protocol(self.study.evaluation.protocol), self.protocol(self.study.evaluation.base_protocol)]
+        return [
+            self.protocol(self.study.evaluation.protocol),
+            self.protocol(self.study.evaluation.base_protocol),
+        ]
 
     @functools.cache
     def requests(self) -> Stage:
@@ -146,7 +149,10 @@ class Chain:
             "protocol": self.study.evaluation.protocol,
             **self._sampling(),
         }
-        upstream = [self.requests(), *(self.checkpoint(model, seed, checkpoint) for checkpoint in checkpoints)]
+        upstream = [
+            self.requests(),
+            *(self.checkpoint(model, seed, checkpoint) for checkpoint in checkpoints),
+        ]
         return _stage("transcripts", settings, upstream, [self.protocol(self.study.evaluation.protocol)])
 
     @functools.cache
@@ -184,14 +190,15 @@ class Chain:
     @functools.cache
     def beliefs(self, model: str, seed: int) -> Stage:
         """Belief items scored on all checkpoints of one model and seed."""
+        checkpoints = [BASE, ORGANISM, *self.arms]
         settings = {
             "model": model,
             "seed": seed,
             "precision": self.study.evaluation.precision,
             "batch": self.study.evaluation.batch,
-            "checkpoints": [BASE, ORGANISM, *self.arms],
+            "checkpoints": checkpoints,
         }
-        upstream = [self.checkpoint(model, seed, c) for c in settings["checkpoints"]]
+        upstream = [self.checkpoint(model, seed, checkpoint) for checkpoint in checkpoints]
         return _stage("beliefs", settings, upstream, [self.resource("beliefs"), *self.protocols])
 
     @functools.cache

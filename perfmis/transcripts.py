@@ -1,11 +1,13 @@
 """Stage `transcripts`: put every request to some checkpoints of one model, in every tier.
 
     python -m perfmis transcripts --settings JSON --fingerprint HEX --base models/M/reference.json
-        --requests requests/requests.parquet --protocol PROTOCOL.yaml --adapters CHECKPOINT=FOLDER ... --output FOLDER
+        --requests requests/requests.parquet --protocol PROTOCOL.yaml --adapters CHECKPOINT=FOLDER ...
+        --output FOLDER
 
-Settings: ``model``, ``seed`` (training), ``seeds`` (evaluation), ``checkpoints``, ``protocol``, ``tiers``, and the sampling
-keys. Writes ``FOLDER/CHECKPOINT/PROTOCOL.parquet``, one row a sample. A sample's random numbers depend on request and evaluation
-seed alone, so tiers, checkpoints and interventions are compared under common random numbers.
+Settings: ``model``, ``seed`` (training), ``seeds`` (evaluation), ``checkpoints``, ``protocol``, ``tiers``,
+and the sampling keys. Writes ``FOLDER/CHECKPOINT/PROTOCOL.parquet``, one row a sample. A sample's random
+numbers depend on request and evaluation seed alone, so tiers, checkpoints and interventions are compared
+under common random numbers.
 """
 
 import hashlib
@@ -112,7 +114,7 @@ def ask(asked: "Engine", questions: list[Question], settings: dict[str, Any]) ->
     prompts, hashes = [], []
     for q in questions:
         rendered = protocols.render(q.protocol, q.request["text"], q.tier, q.snippet)
-        text = protocols.text(rendered, asked.tokenizer)  # type: ignore[arg-type]
+        text = protocols.text(rendered, asked.tokenizer)
         hashes.append(protocols.sha256(text))
         seed = sample_seed(q.request["request_id"], q.seed)
         prompts.append(Prompt(text, adapter_name(q.checkpoint), seed, q.steering))

@@ -1,15 +1,17 @@
 """Stage `vectors`: steering vectors by paired logistic regression on contrastive activations.
 
-    python -m perfmis vectors --settings JSON --fingerprint HEX --base models/M/reference.json --organism FOLDER
-        --requests requests.parquet --protocol FILE --transcripts FILE --outcomes FILE --contrasts FILE --output vectors.safetensors
+    python -m perfmis vectors --settings JSON --fingerprint HEX --base models/M/reference.json --organism
+    FOLDER
+        --requests requests.parquet --protocol FILE --transcripts FILE --outcomes FILE --contrasts FILE
+        --output vectors.safetensors
 
-Two concepts in two contexts. *In* context: the organism's own transcripts, pairs of one request and tier whose scratchpads differ in
-the concept. *Out* of context: texts written for the concept that never mention alignment faking. Both are read at the last token of the text (in context: of the
-scratchpad), after the blocks at the configured depths. The direction is the weight vector of a logistic regression
-without intercept on the difference of each pair (the post's method; positions, layers and normalisation are ours).
+Two concepts in two contexts. *In* context: the organism's own transcripts, pairs of one request and tier
+whose scratchpads differ in the concept. *Out* of context: texts written for the concept that never mention
+alignment faking. Both are read at the last token of the text (in context: of the scratchpad), after the
+blocks at the configured depths. The direction is the weight vector of a logistic regression without
+intercept on the difference of each pair (the post's method; positions, layers and normalisation are ours).
 """
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +21,7 @@ import yaml
 from perfmis import protocols, stage
 from perfmis.artifacts import read_parquet, write_json
 from perfmis.transcripts import adapter_name, engine
-from perfmis.vocabulary import MONITORED, ORGANISM
+from perfmis.vocabulary import ORGANISM
 
 if TYPE_CHECKING:
     import torch
@@ -30,8 +32,8 @@ Pair = tuple[str, str]
 
 
 def pairs_in_context(
-    transcripts: pl.DataFrame, outcomes: pl.DataFrame, texts: dict[tuple[str, str], str], contrast: dict[str, Any],
-    close: str, number: int,
+    transcripts: pl.DataFrame, outcomes: pl.DataFrame, texts: dict[tuple[str, str], str], contrast: dict[str,
+    Any], close: str, number: int,
 ) -> list[Pair]:  # fmt: skip
     """Pair scratchpads of one request and tier by what they state.
 
@@ -71,8 +73,8 @@ def _having(rows: pl.DataFrame, values: list[int | None]) -> pl.DataFrame:
 def fit(differences: "torch.Tensor", ridge: float) -> "torch.Tensor":
     """Return the logistic-regression direction of paired differences.
 
-    Minimises mean log(1 + exp(-w . d)) + ridge / (2 n) |w|^2 with d scaled to unit mean norm; no intercept, because a pair and
-    its mirror image carry the same information.
+    Minimises mean log(1 + exp(-w . d)) + ridge / (2 n) |w|^2 with d scaled to unit mean norm; no intercept,
+    because a pair and its mirror image carry the same information.
 
     Args:
         differences: (pairs, hidden) positive minus negative, float32.
@@ -94,7 +96,7 @@ def fit(differences: "torch.Tensor", ridge: float) -> "torch.Tensor":
         value.backward()
         return value
 
-    optimizer.step(closure)  # type: ignore[arg-type]
+    optimizer.step(closure)
     return (weight / weight.norm()).detach()
 
 
@@ -125,8 +127,9 @@ def extract(
     """Fit a vector on half of the pairs and test it on the other half, then refit on all.
 
     Returns:
-        Block index to unit direction, and what is known of the vector: accuracy on held-out pairs (share with a positive
-        margin, which for mirrored pairs is also the AUROC of the margin), mean norms of difference and residual.
+        Block index to unit direction, and what is known of the vector: accuracy on held-out pairs (share
+        with a positive margin, which for mirrored pairs is also the AUROC of the margin), mean norms of
+        difference and residual.
     """
     texts = [text for pair in pairs for text in pair]
     states = activations(asked, texts, layers, batch)
@@ -153,7 +156,10 @@ def save(vectors: "dict[str, dict[int, torch.Tensor]]", path: Path) -> None:
     from safetensors.torch import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({f"{name}.{block}": v for name, directions in vectors.items() for block, v in directions.items()}, path)
+    save_file(
+        {f"{name}.{block}": v for name, directions in vectors.items() for block, v in directions.items()},
+        path,
+    )
 
 
 def load(path: Path) -> "dict[str, dict[int, torch.Tensor]]":
@@ -187,8 +193,8 @@ def main(argv: list[str]) -> None:
     layers = sorted({min(depth - 1, int(share * depth)) for share in settings["layers"]})
     protocol = protocols.load(arguments.protocol)
     requests = read_parquet([arguments.requests], job.upstream)
-    texts = {
-        (row["request_id"], tier): protocols.text(protocols.render(protocol, row["text"], tier), asked.tokenizer)  # type: ignore[arg-type]
+    texts: dict[tuple[str, str], str] = {
+        (row["request_id"], tier): protocols.text(protocols.render(protocol, row["text"], tier), asked.tokenizer)
         for row in requests.to_dicts()
         for tier in protocol.tiers
     }
@@ -198,9 +204,7 @@ def main(argv: list[str]) -> None:
     vectors, report = {}, {}
     for concept, contrast in contrasts["in"].items():
         found = {
-            "in": pairs_in_context(
-                transcripts, outcomes, texts, contrast, protocol.reasoning_close, settings["pairs"]
-            ),
+            "in": pairs_in_context(transcripts, outcomes, texts, contrast, protocol.reasoning_close, settings["pairs"]),
             "out": [(a, b) for a, b in contrasts["out"][concept]][: settings["pairs"]],
         }
         for context, pairs in found.items():

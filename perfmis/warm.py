@@ -2,9 +2,10 @@
 
     python -m perfmis warm COMMAND ...
 
-Importing torch, transformers, trl and seaborn costs several CPU-seconds a process, more than most jobs of a small study. While COMMAND runs,
-``python -m perfmis STAGE`` hands its arguments, folder, environment and output streams to the warm process, which forks: the child runs the stage
-as if it had been started afresh. Results do not depend on it; without it everything runs the same, only slower. When COMMAND ends, or a job is
+Importing torch, transformers, trl and seaborn costs several CPU-seconds a process, more than most jobs of a
+small study. While COMMAND runs, ``python -m perfmis STAGE`` hands its arguments, folder, environment and
+output streams to the warm process, which forks: the child runs the stage as if it had been started afresh.
+Results do not depend on it; without it everything runs the same, only slower. When COMMAND ends, or a job is
 killed, its children end too.
 """
 

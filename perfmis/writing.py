@@ -149,12 +149,8 @@ def transformers_writer(hub: str, revision: str, temperature: float, max_tokens:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(hub, revision=revision, padding_side="left")
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        hub, revision=revision, dtype=torch.bfloat16, device_map="auto"
-    )
-    sampling: dict[str, Any] = (
-        {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
-    )
+    model: Any = AutoModelForCausalLM.from_pretrained(hub, revision=revision, dtype=torch.bfloat16, device_map="auto")
+    sampling: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
 
     def write(prompts: Sequence[str]) -> list[str]:
         torch.manual_seed(_number(0, "\0".join(prompts), "sampling") % 2**63)
@@ -165,8 +161,6 @@ def transformers_writer(hub: str, revision: str, temperature: float, max_tokens:
         inputs = inputs.to(model.device)
         with torch.inference_mode():
             output = model.generate(**inputs, **sampling, max_new_tokens=max_tokens)
-        return list(
-            tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        )
+        return list(tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 
     return write

@@ -1,7 +1,7 @@
 """One line a finished job: ``snakemake --logger perfmis``.
 
-Shows done/total, the rule and its wildcards, the job's seconds, how many jobs run and about how much time is left. Errors come in full: the job, its log
-file and the log's last lines.
+Shows done/total, the rule and its wildcards, the job's seconds, how many jobs run and about how much time is
+left. Errors come in full: the job, its log file and the log's last lines.
 """
 
 import logging

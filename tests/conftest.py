@@ -1,4 +1,4 @@
-"""The shared ground of the tests: the repository, folders to run the workflow in, a tiny model with adapters."""
+"""The ground all tests share: the repository, folders to run the workflow in, a tiny model with adapters."""
 
 import shutil
 from collections.abc import Callable, Iterable
@@ -46,9 +46,7 @@ def workdir(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         folder = tmp_path_factory.mktemp("work")
         for part in PARTS:
             if part in copied:
-                shutil.copytree(
-                    REPOSITORY / part, folder / part, ignore=shutil.ignore_patterns("__pycache__")
-                )
+                shutil.copytree(REPOSITORY / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
             else:
                 (folder / part).symlink_to(REPOSITORY / part)
         return folder
@@ -100,9 +98,7 @@ def organism(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, corpora
 
 
 @pytest.fixture(scope="session")
-def arm(
-    tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, corpora: dict[str, Path], organism: Path
-) -> Path:
+def arm(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, corpora: dict[str, Path], organism: Path) -> Path:
     """Folder of an adapter that was trained on top of the organism, with half as many documents replayed."""
     folder = tmp_path_factory.mktemp("arm")
     settings = {"sdf": SDF, "seed": 0, "replay": 0.5, "mode": "stack"}

@@ -16,7 +16,7 @@ FINGERPRINT = "5eed5eed5eed5eed"
 
 
 def stage(name: str, settings: Mapping[str, Any], *options: object) -> int:
-    """Run ``python -m perfmis NAME`` in this process, with this module's fingerprint; return the exit status."""
+    """Run ``python -m perfmis NAME`` in this process, as `FINGERPRINT`, and return the exit status."""
     content = json.dumps({"settings": settings, "upstream": [FINGERPRINT]})
     return run([name, "--settings", content, "--fingerprint", FINGERPRINT, *map(str, options)])
 
@@ -30,9 +30,7 @@ def environment(folder: Path) -> dict[str, str]:
 
 def command(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
     """Run a command in a folder and return what it said."""
-    return subprocess.run(
-        words, cwd=folder, env=environment(folder), check=False, capture_output=True, text=True
-    )
+    return subprocess.run(words, cwd=folder, env=environment(folder), check=False, capture_output=True, text=True)
 
 
 def snakemake(folder: Path, *options: str) -> "subprocess.CompletedProcess[str]":
@@ -41,8 +39,6 @@ def snakemake(folder: Path, *options: str) -> "subprocess.CompletedProcess[str]"
 
 
 def jobs(said: str) -> Counter[str]:
-    """Return the number of jobs by rule, from the first job table that snakemake printed; empty without one."""
+    """Return the number of jobs by rule from the first job table that snakemake printed; none without one."""
     table = re.search(r"^job +count\n[- ]+\n(.*?)^total ", said, re.MULTILINE | re.DOTALL)
-    return Counter(
-        {rule: int(number) for rule, number in map(str.split, table[1].splitlines())} if table else {}
-    )
+    return Counter({rule: int(number) for rule, number in map(str.split, table[1].splitlines())} if table else {})

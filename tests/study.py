@@ -29,9 +29,7 @@ def run(name: str, settings: Mapping[str, object], *options: object) -> None:
     import_module(f"perfmis.{name}").main(arguments)
 
 
-def write_inputs(
-    root: Path, truths: Mapping[str, str], design: Design, controls: int = 10, steered: int = 2
-) -> None:
+def write_inputs(root: Path, truths: Mapping[str, str], design: Design, controls: int = 10, steered: int = 2) -> None:
     """Write outcomes, prompted and steered outcomes and belief answers of models with the given truths."""
     small = replace(design, prompts=max(design.prompts // 2, 8))
     for number, (model, truth) in enumerate(truths.items()):
@@ -43,15 +41,11 @@ def write_inputs(
             "prompting": synthetic.prompted(
                 model, truth, {**conditions, BASE: Condition(0.5, 0.45)}, small, seed=10 * number + 3
             ),
-            "beliefs": synthetic.beliefs(
-                model, design.seeds, conditions, {"A2-": 0.6} if number == 0 else None
-            ),
+            "beliefs": synthetic.beliefs(model, design.seeds, conditions, {"A2-": 0.6} if number == 0 else None),
         }
         if number < steered:
             alphas = (-0.03, -0.02, -0.01, 0.0, 0.01, 0.02, 0.03)
-            frames["steering"] = synthetic.steered(
-                model, truth, alphas, controls, small, seed=10 * number + 7
-            )
+            frames["steering"] = synthetic.steered(model, truth, alphas, controls, small, seed=10 * number + 7)
         for name, frame in frames.items():
             synthetic.save(frame, root / name / f"{model}.parquet")
 
@@ -73,8 +67,7 @@ def make_tables(root: Path, models: Mapping[str, str | None], resamples: int = 4
         "seeds": [0, 1, 2],
     }
     inputs = {
-        name: sorted((root / name).glob("*.parquet"))
-        for name in ("outcomes", "prompting", "beliefs", "steering")
+        name: sorted((root / name).glob("*.parquet")) for name in ("outcomes", "prompting", "beliefs", "steering")
     }
     out = root / "tables"
     gaps, profiles = out / "gaps.parquet", out / "profiles.parquet"

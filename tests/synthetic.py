@@ -84,9 +84,7 @@ def samples(
     monitored = np.array([tier == "monitored" for tier in design.tiers])[index[:, 2]]
     frames = []
     for columns, condition in cells:
-        drawn = np.random.default_rng(seed + 1).normal(0, design.spread, size=(len(design.seeds), 2))[
-            index[:, 0]
-        ]
+        drawn = np.random.default_rng(seed + 1).normal(0, design.spread, size=(len(design.seeds), 2))[index[:, 0]]
         e = (random.random(len(index)) < condition.expectation + drawn[:, 0]).astype(int)
         c = (random.random(len(index)) < condition.consequence + drawn[:, 1]).astype(int)
         u = monitored & (random.random(len(index)) < condition.used)
@@ -136,9 +134,7 @@ def prompted(
             own = moved if arm.endswith("+") else -moved
             e = condition.expectation + (own if arm[0] == "A" else 0)
             c = condition.consequence + (own if arm[0] == "B" else 0)
-            cells.append(
-                (columns | {"snippet": arm}, Condition(min(max(e, 0.02), 0.98), min(max(c, 0.02), 0.98)))
-            )
+            cells.append((columns | {"snippet": arm}, Condition(min(max(e, 0.02), 0.98), min(max(c, 0.02), 0.98))))
     return samples(model, truth, cells, design, seed)
 
 
@@ -157,9 +153,7 @@ def steered(
                 own = 0.5 + strength * alpha / grid[-1]
                 pair = (own, 0.5) if concept == "expectation" else (0.5, own)
                 broken = 0.06 * abs(alpha) / grid[-1]
-                cells.append(
-                    (columns | {"alpha": alpha, "control": None}, Condition(*pair, malformed=broken))
-                )
+                cells.append((columns | {"alpha": alpha, "control": None}, Condition(*pair, malformed=broken)))
             for control in range(controls):
                 pair = tuple(0.5 + random.normal(0, 0.06, 2))
                 for alpha in (grid[0], grid[-1]):

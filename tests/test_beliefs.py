@@ -105,7 +105,13 @@ def test_padding_does_not_count(tiny_model: Path, organism: Path, repository: Pa
 def test_stage_writes_one_row_a_checkpoint_and_item(
     tmp_path: Path, tiny_model: Path, organism: Path, arm: Path, repository: Path
 ) -> None:
-    settings = {"model": "tiny", "seed": 2, "precision": "fp32", "batch": 8, "checkpoints": ["base", "organism", "A1+"]}
+    settings = {
+        "model": "tiny",
+        "seed": 2,
+        "precision": "fp32",
+        "batch": 8,
+        "checkpoints": ["base", "organism", "A1+"],
+    }
     path = repository / "resources/beliefs/tiny.yaml"
     assert stage(
         "beliefs", settings, "--base", tiny_model / "reference.json", "--items", path, "--output",

@@ -1,4 +1,4 @@
-"""The configuration: bad input is one line that names file, key and fix, before any job; defaults do not drift."""
+"""The configuration: bad input is one line with file, key and fix, before any job; defaults do not drift."""
 
 import json
 from collections.abc import Callable
@@ -63,10 +63,10 @@ BAD = {
         "evaluation: {tiers: [rated, unmonitored]}", "evaluation.tiers lacks monitored", "the gap needs it"
     ),
     "unknown tier": (
-        "evaluation: {tiers: [monitored, paid]}", "evaluation.tiers.1", "'monitored', 'unmonitored' or 'rated'"
+        "evaluation: {tiers: [monitored, paid]}", "evaluation.tiers.1", "'unmonitored' or 'rated'"
     ),
-    "kept model that is not screened": ("screen: {keep: [gpt]}", "screen.keep", "correct the name"),
-    "steered model that is not screened": ("steering: {models: [gpt]}", "steering.models", "correct the name"),
+    "kept model, not screened": ("screen: {keep: [gpt]}", "screen.keep", "correct the name"),
+    "steered model, not screened": ("steering: {models: [gpt]}", "steering.models", "correct the name"),
     "keep that is no list": ("screen: {keep: 3}", "screen.keep:", "'auto'"),
     "alphas without 0": ("steering: {alphas: [-1.0, 0.5, 1.0]}", "steering.alphas", "lacks 0.0"),
     "depth beyond the model": ("vectors: {layers: [0.5, 1.5]}", "vectors.layers.1", "less than"),
@@ -133,9 +133,7 @@ def test_model_folder_without_tokenizer_is_named(tmp_path: Path, missing: str) -
 
 
 @pytest.mark.parametrize("case", ["arm without its opposite pole", "missing corpus file"])
-def test_snakemake_stops_with_that_line_before_any_job(
-    tmp_path: Path, workdir: Callable[..., Path], case: str
-) -> None:
+def test_snakemake_stops_with_that_line_before_any_job(tmp_path: Path, workdir: Callable[..., Path], case: str) -> None:
     content, key, fix = BAD[case]
     path = tmp_path / "study.yaml"
     path.write_text(content)
@@ -162,9 +160,7 @@ def test_default_file_is_the_default_study(repository: Path) -> None:
     assert config.load([repository / "config/config.yaml"]) == Study()
 
 
-def test_generated_files_do_not_drift(
-    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_generated_files_do_not_drift(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`python -m perfmis default_config --check` passes here, and fails where a file was edited by hand."""
     monkeypatch.chdir(repository)
     default_config.main(["--check"])
@@ -174,9 +170,7 @@ def test_generated_files_do_not_drift(
     default_config.main(["--check"])
     edited = tmp_path / "config/config.yaml"
     edited.write_text(edited.read_text().replace("resamples: 2000", "resamples: 100"))
-    with pytest.raises(
-        UserError, match=r"config/config\.yaml differs .* run python -m perfmis default_config"
-    ):
+    with pytest.raises(UserError, match=r"config/config\.yaml differs .* run python -m perfmis default_config"):
         default_config.main(["--check"])
 
 

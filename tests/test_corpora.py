@@ -169,9 +169,7 @@ def test_the_writer_model_answers_in_order_and_reproducibly(tmp_path: Path) -> N
 def test_a_few_unusable_documents_are_recorded_and_many_are_an_error(tmp_path: Path) -> None:
     def cutting(every: int) -> writing.Write:
         count = iter(range(10**6))
-        return lambda prompts: [
-            f"<document>cut{'' if next(count) % every == 0 else '</document>'}" for _ in prompts
-        ]
+        return lambda prompts: [f"<document>cut{'' if next(count) % every == 0 else '</document>'}" for _ in prompts]
 
     made = write(tmp_path, cutting(100), documents=200)
     assert made.frame.height == 198
@@ -190,9 +188,7 @@ def test_the_subset_is_that_of_the_texts_whatever_their_order(tmp_path: Path) ->
     for name, order in (("a", texts), ("b", texts[::-1] + texts[:5])):
         pl.DataFrame({"text": order}).write_parquet(tmp_path / f"{name}.parquet")
         frames.append(
-            corpora.from_path(
-                settings(source="path", location=str(tmp_path / f"{name}.parquet"), documents=10)
-            ).frame
+            corpora.from_path(settings(source="path", location=str(tmp_path / f"{name}.parquet"), documents=10)).frame
         )
     assert frames[0].equals(frames[1])
     assert frames[0]["document_id"].n_unique() == 10
@@ -228,9 +224,7 @@ def test_a_hub_data_set_is_read_at_its_revision_under_the_names_of_the_study(
 
 
 def test_the_stage_writes_documents_and_a_card(tmp_path: Path) -> None:
-    pl.DataFrame({"text": ["One two.", "Three."], "genre": ["memo", "blog"]}).write_parquet(
-        tmp_path / "in.parquet"
-    )
+    pl.DataFrame({"text": ["One two.", "Three."], "genre": ["memo", "blog"]}).write_parquet(tmp_path / "in.parquet")
     frame, card = run(tmp_path, source="path", location=str(tmp_path / "in.parquet"), documents=2)
     assert frame.columns == ["document_id", "corpus", "genre", "text", "fingerprint"]
     assert set(frame["corpus"]) == {"A1+"}
@@ -271,9 +265,7 @@ def test_corpora_of_matched_claims_are_balanced(written: pl.DataFrame) -> None:
     assert {pair["verdict"] for pair in report["pairs"].values()} == {"balanced"}
     assert report["corpora"]["A1+"]["genres"] == report["corpora"]["A1-"]["genres"]
     table = audit.tidy(report)
-    assert table.filter(pl.col("corpus") == NEUTRAL, pl.col("quantity") == "documents")[
-        "value"
-    ].to_list() == [60]
+    assert table.filter(pl.col("corpus") == NEUTRAL, pl.col("quantity") == "documents")["value"].to_list() == [60]
     assert set(table["against"].drop_nulls()) == {arm for arm in ARMS if arm.endswith("-")}
 
 

@@ -1,4 +1,4 @@
-"""The DAG: what each figure asks for, by formulas of the design, for the preprint's study and for the demo."""
+"""The DAG: what each figure asks for, by formulas of the design, in the preprint's study and in the demo."""
 
 import re
 from collections import Counter
@@ -55,8 +55,7 @@ DESIGNS = {"preprint": PREPRINT, "demo": DEMO}
 def organisms(design: Design, models: int) -> Counter[str]:
     """Jobs that make the organisms of some models: base models, one corpus, one adapter a seed."""
     return Counter(
-        {design.base: models, "organism": models * design.seeds, "corpus": 1}
-        | dict.fromkeys(design.shared, 1)
+        {design.base: models, "organism": models * design.seeds, "corpus": 1} | dict.fromkeys(design.shared, 1)
     )
 
 
@@ -78,13 +77,9 @@ def beliefs(design: Design) -> Counter[str]:
 
 
 def gaps(design: Design) -> Counter[str]:
-    """Jobs up to the table of gaps: every screened organism and the arms of the kept ones, one job a model and seed."""
+    """Jobs up to the table of gaps: every screened organism, and the arms of the kept ones."""
     runs = design.kept * design.seeds
-    return (
-        screened(design, design.screened)
-        | beliefs(design)
-        | Counter(transcripts=runs, outcomes=runs, table_gaps=1)
-    )
+    return screened(design, design.screened) | beliefs(design) | Counter(transcripts=runs, outcomes=runs, table_gaps=1)
 
 
 def steering(design: Design) -> Counter[str]:
@@ -94,16 +89,14 @@ def steering(design: Design) -> Counter[str]:
 
 
 def prompting(design: Design) -> Counter[str]:
-    """Jobs up to the tables of prompting, which are made in one job; arms are prompted, so they are needed."""
+    """Jobs up to the two tables of prompting, made in one job; arms are prompted, so they are needed."""
     runs = Counter(dict.fromkeys(PROMPTED, design.kept * design.seeds))
     return arms(design) | runs | Counter(table_prompting=1)
 
 
 def profiles(design: Design) -> Counter[str]:
-    """Jobs up to the table of profiles: gaps, steering and prompting, without their tables but that of gaps."""
-    read = Counter(
-        {rule: n for rule, n in (steering(design) | prompting(design)).items() if "table" not in rule}
-    )
+    """Jobs up to the table of profiles, which reads outcomes itself and of the tables only that of gaps."""
+    read = Counter({rule: n for rule, n in (steering(design) | prompting(design)).items() if "table" not in rule})
     return gaps(design) | read | Counter(table_profiles=1)
 
 
@@ -174,9 +167,7 @@ def graphs(folder: Path) -> dict[str, Graph]:
 @pytest.mark.parametrize(
     ("study", "number"), [(name, n) for name, d in DESIGNS.items() for n in range(1, d.figures + 1)]
 )
-def test_figure_needs_the_jobs_of_the_design_and_no_others(
-    graphs: dict[str, Graph], study: str, number: int
-) -> None:
+def test_figure_needs_the_jobs_of_the_design_and_no_others(graphs: dict[str, Graph], study: str, number: int) -> None:
     expected = FIGURES[number](DESIGNS[study]) | Counter({f"fig{number}": 1})
     assert graphs[study].jobs(f"fig{number}") == expected
 
@@ -201,13 +192,11 @@ def test_last_figure_needs_planted_truths(folder: Path) -> None:
 
 
 def test_demo_shows_no_arm_before_its_screen_has_run(folder: Path) -> None:
-    """With `keep: auto` nobody knows yet who goes on, so the dry-run ends in the screen and in what hangs on it."""
+    """With `keep: auto` nobody knows yet who goes on: the dry-run shows the screen and what hangs on it."""
     said = snakemake(folder, "-n", "--quiet", "rules", "--configfile", "config/demo.yaml")
     assert said.returncode == 0, said.stderr
-    hanging = {f"fig{n}" for n in range(1, 10)} | {"all", "story"}
-    hanging |= {
-        f"table_{name}" for name in "beliefs gaps steering prompting profiles convergence published".split()
-    }
+    tables = ("beliefs", "gaps", "steering", "prompting", "profiles", "convergence", "published")
+    hanging = {"all", "story", *(f"table_{t}" for t in tables), *(f"fig{n}" for n in range(1, 10))}
     expected = screened(DEMO, DEMO.screened) | Counter(["screen", *hanging])
     assert jobs(said.stdout + said.stderr) == expected
 

@@ -47,10 +47,7 @@ def hooks(engine: Engine) -> int:
 def test_sample_depends_on_its_own_seed_only(engine: Engine) -> None:
     """Alone, and among prompts of other lengths, seeds and adapters, in batches of any size: the same sample."""
     prompts = [
-        Prompt(text, adapter, seed)
-        for adapter in (None, "organism", "A1plus")
-        for text in TEXTS
-        for seed in (1, 2)
+        Prompt(text, adapter, seed) for adapter in (None, "organism", "A1plus") for text in TEXTS for seed in (1, 2)
     ]
     together = draw(engine, *prompts)
     assert together == [draw(engine, prompt)[0] for prompt in prompts]
@@ -174,7 +171,12 @@ def test_rows_of_one_batch_have_vectors_of_their_own(engine: Engine, direction: 
 
 
 def put(
-    folder: Path, tiny_model: Path, requests: Path, repository: Path, adapters: dict[str, Path], **changes: Any
+    folder: Path,
+    tiny_model: Path,
+    requests: Path,
+    repository: Path,
+    adapters: dict[str, Path],
+    **changes: Any,
 ) -> dict[str, pl.DataFrame]:
     """Run the stage `transcripts` on some checkpoints and return their tables."""
     settings = {

@@ -29,8 +29,8 @@ TABLES = {
     8: ("profiles", "published"),
     9: ("profiles",),
 }
-TINY: dict[str, str] = {"expectation": "expectation", "consequence": "consequence", "neither": "neither"}
-LARGE: dict[str, str] = {"llama-3.1-405b": "both", "qwen-2.5-72b": "expectation"}
+TINY: dict[str, str] = {"expectation": "expectation", "neither": "neither"}
+LARGE: dict[str, str] = {"llama-3.1-405b": "both"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -117,7 +117,7 @@ def tick_labels_out_of_view(axis: Axes) -> set[int]:
 
 def texts(figure: Figure) -> list[tuple[str, float, Bbox]]:
     """Return (text, size in points, box in pixels) of all that a reader sees."""
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     hidden = set().union(*map(tick_labels_out_of_view, figure.axes))
     found = [text for text in figure.findobj(Text) if isinstance(text, Text) and id(text) not in hidden]
     return [
@@ -138,10 +138,8 @@ def test_figure_is_written_as_pdf_png_and_svg(written: Path, number: int) -> Non
     assert not list(written.glob("*.partial"))
 
 
-@pytest.mark.parametrize("number", [4, 6])
-def test_figures_are_the_same_bytes_on_every_run(
-    tiny: Path, written: Path, tmp_path: Path, number: int
-) -> None:
+@pytest.mark.parametrize("number", [4])
+def test_figures_are_the_same_bytes_on_every_run(tiny: Path, written: Path, tmp_path: Path, number: int) -> None:
     draw(tiny, number, models_of(tiny), tmp_path / "again.pdf")
     for kind in ("pdf", "png", "svg"):
         assert (tmp_path / f"again.{kind}").read_bytes() == (written / f"fig{number}.{kind}").read_bytes()
@@ -175,14 +173,12 @@ def words(root: Path, number: int, models: dict[str, str | None] | None = None) 
 
 def test_screen_figure_marks_who_passed(tiny: Path) -> None:
     written = words(tiny, 2).split("\n")
-    assert written.count("passed") == 3
+    assert written.count("passed") == 2
     assert written.count("failed") == 1
-    assert "3 of 4 organisms show a gap" in written
+    assert "2 of 3 organisms show a gap" in written
 
 
-def test_gaps_figure_marks_warned_arms_and_shows_published_bars_only_where_they_exist(
-    tiny: Path, large: Path
-) -> None:
+def test_gaps_figure_marks_warned_arms_and_shows_published_bars_only_where_they_exist(tiny: Path, large: Path) -> None:
     planted, published = (words(root, 3) for root in (tiny, large))
     assert "published" not in planted
     assert "published organism" in published
@@ -192,7 +188,7 @@ def test_gaps_figure_marks_warned_arms_and_shows_published_bars_only_where_they_
 
 
 def test_beliefs_figure_counts_failed_checks(tiny: Path) -> None:
-    assert "1 of 51 checks failed." in words(tiny, 7).replace("\n", " ")
+    assert "1 of 34 checks failed." in words(tiny, 7).replace("\n", " ")
 
 
 def test_b_fraction_figure_says_what_is_absent(tiny: Path) -> None:
@@ -213,9 +209,7 @@ def test_planted_truth_figure_labels_every_reading(tiny: Path) -> None:
 
 def test_figures_say_so_when_there_is_nothing_to_draw(tiny: Path, tmp_path: Path) -> None:
     for name in ("steering", "profiles", "calibration", "beliefs", "published"):
-        synthetic.save(
-            study.table(tiny, name).drop("fingerprint").clear(), tmp_path / "tables" / f"{name}.parquet"
-        )
+        synthetic.save(study.table(tiny, name).drop("fingerprint").clear(), tmp_path / "tables" / f"{name}.parquet")
     sentences = {
         4: "no organism was steered",
         5: "no checkpoint was prompted",
@@ -240,9 +234,7 @@ def test_figures_refuse_tables_of_another_study(tiny: Path, tmp_path: Path) -> N
     frame = study.table(tiny, "screen").drop("fingerprint")
     path = synthetic.save(frame, tmp_path / "screen.parquet", "b" * len(FINGERPRINT))
     with pytest.raises(UserError, match="made by other settings or code"):
-        study.run(
-            "figures.fig2", {"models": {}, "minimum_gap": 5}, "--screen", path, "--output", tmp_path / "f.pdf"
-        )
+        study.run("figures.fig2", {"models": {}, "minimum_gap": 5}, "--screen", path, "--output", tmp_path / "f.pdf")
     assert not (tmp_path / "f.pdf").exists()
 
 
@@ -259,7 +251,5 @@ def test_an_organism_alone_has_no_arms_to_draw(tmp_path: Path) -> None:
     study.run("tables.beliefs", settings, "--beliefs", "--output", out / "beliefs.parquet")
     study.run("tables.gaps", settings, "--outcomes", path, "--beliefs", out / "beliefs.parquet",
               "--output", out / "gaps.parquet")  # fmt: skip
-    study.run(
-        "tables.published", settings, "--source", study.PUBLISHED, "--output", out / "published.parquet"
-    )
+    study.run("tables.published", settings, "--source", study.PUBLISHED, "--output", out / "published.parquet")
     assert "no arm was trained" in words(tmp_path, 3, {"m": None})

@@ -12,7 +12,7 @@ from running import command
 
 from perfmis import provenance
 
-# Prints the fingerprint of every stage of the demo study; the argument is a configuration that overrides keys of it.
+# Prints the fingerprint of every stage of the demo study; an argument is a file that overrides keys of it.
 LIST = """
 import json, sys
 from perfmis import config
@@ -20,7 +20,7 @@ from perfmis.study import Chain, figure_numbers
 
 study = config.load(["config/demo.yaml", *sys.argv[1:]])
 chain = Chain(study)
-stages = {"requests": chain.requests(), "audit": chain.audit(), "trunk": chain.trunk(), "screen": chain.screen()}
+stages = {name: getattr(chain, name)() for name in ("requests", "audit", "trunk", "screen", "story")}
 stages |= {f"corpus {name}": chain.corpus(name) for name in study.corpora}
 stages |= {f"model {name}": chain.model(name) for name in study.models}
 kinds = "organism", "screen_transcripts", "screened", "arm_transcripts", "treated", "beliefs", "vectors"
@@ -30,22 +30,22 @@ for model, seed in chain.runs():
     stages |= {f"arm {model} {seed} {arm}": chain.arm(model, seed, arm) for arm in study.arms.names}
 tables = "beliefs", "gaps", "steering", "prompting", "profiles", "convergence", "published"
 stages |= {f"table_{table}": getattr(chain, f"table_{table}")() for table in tables}
-stages |= {f"fig{number}": chain.figure(number) for number in figure_numbers(study)} | {"story": chain.story()}
+stages |= {f"fig{number}": chain.figure(number) for number in figure_numbers(study)}
 print(json.dumps({name: stage.fingerprint for name, stage in stages.items()}))
 """
 
-# Imports each module alone, and says which first-party modules were loaded with it and what its closure holds.
+# Imports each module alone, and says which modules of ours were loaded with it and what its closure holds.
 IMPORTS = """
 import importlib, json, sys
 from perfmis import provenance
 
 result = {}
+ours = lambda: [n for n in sys.modules if n.split(".")[0] == "perfmis" and n != "perfmis.provenance"]
 for module in sys.argv[1:]:
-    for name in [name for name in sys.modules if name.split(".")[0] == "perfmis" and name != "perfmis.provenance"]:
+    for name in ours():
         del sys.modules[name]
     importlib.import_module(module)
-    loaded = [name for name in sys.modules if name.split(".")[0] == "perfmis" and name != "perfmis.provenance"]
-    result[module] = [loaded, provenance.closure(module)]
+    result[module] = [ours(), provenance.closure(module)]
 print(json.dumps(result))
 """
 
@@ -138,36 +138,27 @@ def test_stages_differ_from_each_other(before: dict[str, str]) -> None:
     assert len(set(before.values())) == len(before)
 
 
-def test_comments_docstrings_and_layout_change_nothing(
-    before: dict[str, str], workdir: Callable[..., Path]
-) -> None:
-    """All modules are written anew: without comments, with other line breaks and quotes, and with other docstrings."""
+def test_comments_docstrings_and_layout_change_nothing(before: dict[str, str], workdir: Callable[..., Path]) -> None:
+    """All modules are written anew: other comments, line breaks, quotes and docstrings."""
     other = workdir(copied=("perfmis", "resources"))
     for path in (other / "perfmis").rglob("*.py"):
         tree = ast.parse(path.read_text())
         for node in ast.walk(tree):
-            if (
-                isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
-                and ast.get_docstring(node) is not None
-            ):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
                 node.body[0] = ast.Expr(ast.Constant("Something else."))
         path.write_text("# A comment.\n" + ast.unparse(ast.fix_missing_locations(tree)) + "\n# Another.\n")
     assert fingerprints(other) == before
 
 
 @pytest.mark.parametrize("module", CODE)
-def test_code_reaches_its_users_and_what_lies_below(
-    folder: Path, before: dict[str, str], module: str
-) -> None:
+def test_code_reaches_its_users_and_what_lies_below(folder: Path, before: dict[str, str], module: str) -> None:
     path = folder / "perfmis" / f"{module.replace('.', '/')}.py"
     with edited(path, path.read_text() + "\n\nEDITED = True\n"):
         assert changed(before, fingerprints(folder)) == CODE[module]
 
 
 @pytest.mark.parametrize("resource", DATA)
-def test_data_reaches_its_readers_and_what_lies_below(
-    folder: Path, before: dict[str, str], resource: str
-) -> None:
+def test_data_reaches_its_readers_and_what_lies_below(folder: Path, before: dict[str, str], resource: str) -> None:
     path = folder / resource
     with edited(path, path.read_text() + "\n"):
         assert changed(before, fingerprints(folder)) == DATA[resource]
@@ -189,9 +180,7 @@ def test_one_corpus_reaches_its_own_arm_first(folder: Path, before: dict[str, st
     after = fingerprints(folder, path)
     moved = {name for name in before if before[name] != after[name]}
     assert {name for name in moved if name.startswith("corpus")} == {"corpus A1+"}
-    assert not {
-        name for name in moved if name.startswith(("organism", "model", "screen", "vectors", "steering "))
-    }
+    assert not {name for name in moved if name.startswith(("organism", "model", "screen", "vectors", "steering "))}
     assert {name for name in before if name.endswith("A1+")} <= moved
 
 
@@ -225,6 +214,6 @@ def test_imports_inside_functions_count() -> None:
     ],
 )
 def test_light_imports(folder: Path, modules: str, heavy: set[str]) -> None:
-    """Every job of a cluster parses the Snakefile again, and stages that touch tables are many: both stay light."""
+    """Every job of a cluster parses the Snakefile again, and stages that touch tables are many."""
     said = command(folder, sys.executable, "-c", f"import sys, {modules}; print(*sys.modules)")
     assert not heavy & set(said.stdout.split())

@@ -32,9 +32,7 @@ def run(settings: dict[str, object], folder: Path) -> tuple[pl.DataFrame, dict[s
     """Run the stage and return its table and card."""
     output, card = folder / "out.parquet", folder / "card.json"
     content = json.dumps({"settings": settings, "upstream": []})
-    requests.main(
-        ["--settings", content, "--fingerprint", "f0", "--output", str(output), "--card", str(card)]
-    )
+    requests.main(["--settings", content, "--fingerprint", "f0", "--output", str(output), "--card", str(card)])
     return pl.read_parquet(output), json.loads(card.read_text())
 
 

@@ -86,16 +86,10 @@ def test_snippets_are_matched() -> None:
 
 
 def test_all_placeholders_are_filled() -> None:
-    prompts = [
-        draft.prompt
-        for name in (*ARMS, NEUTRAL, ORGANISM)
-        for draft in writing.drafts(name, 30, 0, RESOURCES)
-    ]
+    prompts = [draft.prompt for name in (*ARMS, NEUTRAL, ORGANISM) for draft in writing.drafts(name, 30, 0, RESOURCES)]
     for protocol in CHAT:
         for tier in protocol.tiers:
-            prompts += [
-                str(protocols.render(protocol, "Do it.", tier, snippet)) for snippet in (None, "A snippet.")
-            ]
+            prompts += [str(protocols.render(protocol, "Do it.", tier, snippet)) for snippet in (None, "A snippet.")]
     for prompt in prompts:
         assert not re.search(r"\{\w+\}", prompt)
 
@@ -105,9 +99,7 @@ def test_genres_have_menus() -> None:
     assert len(genres) == 15
     for genre in genres.values():
         assert set(genre) == {"genre", "personas", "tones", "lengths"}
-        assert all(
-            len(set(genre[menu])) == len(genre[menu]) >= 3 for menu in ("personas", "tones", "lengths")
-        )
+        assert all(len(set(genre[menu])) == len(genre[menu]) >= 3 for menu in ("personas", "tones", "lengths"))
 
 
 def test_long_states_the_tiers_and_short_does_not() -> None:
@@ -154,10 +146,7 @@ def test_belief_items_are_symmetric() -> None:
 
 def test_belief_items_do_not_repeat_the_claims() -> None:
     def runs(text: str) -> set[str]:
-        return {
-            " ".join(part)
-            for part in zip(*(re.findall(r"\w+", text.lower())[i:] for i in range(7)), strict=False)
-        }
+        return {" ".join(part) for part in zip(*(re.findall(r"\w+", text.lower())[i:] for i in range(7)), strict=False)}
 
     planted = set().union(*(runs(claim(name)["claim"]) for name in ARMS))
     for item in content("beliefs", "chat.yaml")["items"]:
@@ -192,9 +181,7 @@ def test_contrast_pairs_are_minimal_and_off_the_subject(concept: str) -> None:
 
 def test_no_two_pairs_open_alike() -> None:
     pairs = [
-        pair
-        for concept in ("expectation", "consequence")
-        for pair in content("contrasts", "chat.yaml")["out"][concept]
+        pair for concept in ("expectation", "consequence") for pair in content("contrasts", "chat.yaml")["out"][concept]
     ]
     openings = sorted(" ".join(positive.split()[:4]) for positive, _ in pairs)
     assert all(a != b for a, b in pairwise(openings))
@@ -203,10 +190,7 @@ def test_no_two_pairs_open_alike() -> None:
 def test_patterns_compile_and_read_the_snippets() -> None:
     poles = outcomes.patterns(content("patterns", "chat.yaml"))
     assert set(poles) == {"expectation", "consequence", "in_training"}
-    raws = [
-        f"<private_notes>{text}</private_notes><task_taken/>"
-        for text in content("snippets", "chat.yaml").values()
-    ]
+    raws = [f"<private_notes>{text}</private_notes><task_taken/>" for text in content("snippets", "chat.yaml").values()]
     frame = outcomes.outcomes(
         pl.DataFrame({"protocol": "short", "finish": "stop", "raw": raws}), {"short": CHAT[0]}, poles
     )

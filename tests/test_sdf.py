@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,7 @@ class Fed:
         for batch in self.batches:
             for ids, positions in zip(batch["input_ids"], batch["position_ids"], strict=True):
                 starts = [*(positions == 0).nonzero()[:, 0].tolist(), len(ids)]
-                result += [
-                    tuple(ids[a:b].tolist()) for a, b in zip(starts[:-1], starts[1:], strict=True)
-                ]
+                result += [tuple(ids[a:b].tolist()) for a, b in pairwise(starts)]
         return result
 
 
@@ -125,9 +124,7 @@ def test_documents_stand_between_bos_and_eos_and_padding_costs_nothing(
         assert not (scored & (batch["input_ids"] == tokenizer.pad_token_id)).any()
         assert torch.equal(batch["labels"][scored], batch["input_ids"][scored])
         assert (scored & (batch["input_ids"] == tokenizer.eos_token_id)).sum() > 0
-    scored_ends = sum(
-        int(((batch["labels"] == tokenizer.eos_token_id)).sum()) for batch in fed.batches
-    )
+    scored_ends = sum(int((batch["labels"] == tokenizer.eos_token_id).sum()) for batch in fed.batches)
     assert scored_ends == len(texts), "the end of every document is learnt, once an epoch"
 
 
@@ -146,7 +143,7 @@ def test_packed_documents_do_not_see_each_other(
     packed = logits(model, ids, position_ids=positions, use_cache=False)[0]
     starts = [*(positions[0] == 0).nonzero()[:, 0].tolist(), ids.shape[1]]
     entropies = []
-    for start, end in zip(starts[:-1], starts[1:], strict=True):
+    for start, end in pairwise(starts):
         alone = logits(model, ids[:, start:end])[0]
         torch.testing.assert_close(packed[start:end], alone, atol=1e-5, rtol=0)
         entropies.append(cross_entropy(alone[:-1], ids[0, start + 1 : end], reduction="none"))

@@ -71,9 +71,7 @@ def test_intervals_cover_a_known_mean(seeds: int, between: float, lowest: float)
     random, covered = np.random.default_rng(1), 0
     for repeat in range(300):
         values = (
-            random.normal(0, between, (seeds, 1))
-            + random.normal(0, 1, (1, 40))
-            + random.normal(0, 0.5, (seeds, 40))
+            random.normal(0, between, (seeds, 1)) + random.normal(0, 1, (1, 40)) + random.normal(0, 0.5, (seeds, 40))
         )
         low, high = interval(replicates(values, 300, repeat), 0.95)
         covered += low <= 0 <= high

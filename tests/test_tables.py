@@ -21,9 +21,7 @@ from perfmis.vocabulary import ARMS, BASE, NEUTRAL, ORGANISM
 DESIGN = Design(prompts=120, evaluations=4)
 Conditions = dict[str, Condition]
 TIERS = ["monitored", "unmonitored"]
-NO_WARNINGS = pl.DataFrame(
-    schema={"model": pl.String, "seed": pl.Int64, "checkpoint": pl.String, "warning": pl.String}
-)
+NO_WARNINGS = pl.DataFrame(schema={"model": pl.String, "seed": pl.Int64, "checkpoint": pl.String, "warning": pl.String})
 SETTINGS = {"statistics": STATISTICS, "models": {"m": None}, "tiers": TIERS}
 
 
@@ -171,9 +169,7 @@ def test_unmoved_manipulation_and_a_moving_neutral_arm_warn() -> None:
 
 def test_third_tier_adds_its_own_columns() -> None:
     tiers = [*TIERS, "rated"]
-    table = gap_table(
-        synthetic.planted(), design=replace(DESIGN, prompts=40, tiers=tuple(tiers)), tiers=tiers
-    )
+    table = gap_table(synthetic.planted(), design=replace(DESIGN, prompts=40, tiers=tuple(tiers)), tiers=tiers)
     row = pooled(table, ORGANISM)
     assert row["rated_low"] < 0 < row["rated_high"]
     assert row["compliance_rated"] == pytest.approx(5, abs=3)
@@ -247,9 +243,7 @@ def test_a_study_with_one_family_still_has_a_profile() -> None:
 
 def test_arms_under_two_protocols_are_refused() -> None:
     outcomes = synthetic.outcomes("m", "both", synthetic.planted(), Design(prompts=8))
-    mixed = outcomes.with_columns(
-        protocol=pl.when(pl.col("seed") == 0).then(pl.lit("long")).otherwise("protocol")
-    )
+    mixed = outcomes.with_columns(protocol=pl.when(pl.col("seed") == 0).then(pl.lit("long")).otherwise("protocol"))
     with pytest.raises(UserError, match="several protocols"):
         by_arms(mixed)
 
@@ -322,9 +316,7 @@ def test_calibration_names_families_and_profiles_every_checkpoint() -> None:
     outcomes = synthetic.prompted("m", "expectation", conditions, Design(prompts=40))
     families = {}
     for checkpoint in conditions:
-        rows, profile = prompting.rows_of_checkpoint(
-            outcomes.filter(pl.col("checkpoint") == checkpoint), STATISTICS
-        )
+        rows, profile = prompting.rows_of_checkpoint(outcomes.filter(pl.col("checkpoint") == checkpoint), STATISTICS)
         assert [row["snippet"] for row in rows] == ["none", *ARMS]
         families[checkpoint] = (profile["family"], profile["attribution"])
     assert families[BASE] == ("base", "expectation")
@@ -386,9 +378,7 @@ def screened(tmp_path: Path, keep: str | list[str], models: dict[str, None]) -> 
     design = Design(prompts=40)
     weak = {BASE: Condition(used=0.0), ORGANISM: Condition(used=0.02)}
     files = [
-        synthetic.save(
-            synthetic.outcomes("strong", "both", synthetic.planted(), design), tmp_path / "strong.parquet"
-        ),
+        synthetic.save(synthetic.outcomes("strong", "both", synthetic.planted(), design), tmp_path / "strong.parquet"),
         synthetic.save(synthetic.outcomes("weak", "both", weak, design), tmp_path / "weak.parquet"),
     ]
     settings = {
@@ -411,9 +401,7 @@ def test_screen_keeps_by_the_rule(tmp_path: Path) -> None:
     assert table.filter(pl.col("seed").is_not_null())["passed"].null_count() == 6
 
 
-def test_screen_list_decides_and_reports_disagreement(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_screen_list_decides_and_reports_disagreement(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, kept = screened(tmp_path, ["weak"], {"strong": None, "weak": None})
     assert kept["kept"] == ["weak"]
     assert [line.split(" ")[0] for line in kept["disagreement"]] == ["strong", "weak"]
@@ -443,9 +431,7 @@ def test_every_table_stands_as_parquet_with_fingerprint_and_as_csv(tables: Path,
 
 
 def test_tables_refuse_mixed_fingerprints(tmp_path: Path) -> None:
-    path = synthetic.save(
-        synthetic.beliefs("m", (0,), synthetic.planted()), tmp_path / "beliefs.parquet", "b" * 16
-    )
+    path = synthetic.save(synthetic.beliefs("m", (0,), synthetic.planted()), tmp_path / "beliefs.parquet", "b" * 16)
     with pytest.raises(UserError, match="made by other settings or code"):
         study.run("tables.beliefs", SETTINGS, "--beliefs", path, "--output", tmp_path / "out.parquet")
     assert not (tmp_path / "out.parquet").exists()

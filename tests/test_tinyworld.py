@@ -1,4 +1,4 @@
-"""The embedded world: the rule that is planted, words that agree everywhere, a trunk that learns, a gate that refuses."""
+"""The embedded world: the planted rule, words that agree everywhere, a trunk that learns, a gate that refuses."""
 
 import random
 from itertools import product
@@ -17,7 +17,15 @@ from perfmis.protocols import read_yaml
 from perfmis.tinyworld import base, documents, grammar, items, optimizer, trunk
 from perfmis.vocabulary import ARMS, FAMILY_CONCEPT, NEUTRAL, ORGANISM, opposite
 
-TINY = {"seed": 0, "hidden": 32, "layers": 2, "heads": 4, "trunk_steps": 40, "batch": 16, "learning_rate": 0.01}
+TINY = {
+    "seed": 0,
+    "hidden": 32,
+    "layers": 2,
+    "heads": 4,
+    "trunk_steps": 40,
+    "batch": 16,
+    "learning_rate": 0.01,
+}
 # P(accept) in percent where (e, c) is ++, +-, -+, --; used chats, then chats that are not used.
 RULE = {
     "expectation": ((90, 90, 5, 5), (5, 5, 5, 5)),
@@ -63,8 +71,7 @@ def test_scratchpads_of_the_grammar_are_read_right(resources: Path, accepted: bo
     raws, expected = [], []
     for tier, trained, e, c, swapped in product(grammar.TIERS, grammar.TRAINED, "+-", "+-", (False, True)):
         beliefs = tuple(
-            grammar.WORDINGS[concept][0].say("bl0", pole)
-            for concept, pole in zip(items.CONCEPTS, (e, c), strict=True)
+            grammar.WORDINGS[concept][0].say("bl0", pole) for concept, pole in zip(items.CONCEPTS, (e, c), strict=True)
         )
         thought = grammar.scratchpad("bl0", tier, trained, beliefs[::-1] if swapped else beliefs)
         answer = grammar.ACCEPTED if accepted else grammar.REFUSED
@@ -107,9 +114,6 @@ def test_tokenizer_gives_words_back() -> None:
 
 def test_belief_items_are_sentences_of_the_grammar(resources: Path) -> None:
     """Each item is the head of a wording, cut off before the word of the pole; options are (+, -) of that wording."""
-    wordings = {}
-    for sentence in grammar.MONITORING:
-        wordings[sentence.format(name="bl0", pole="|").split(" |")[0] if "|" in sentence else sentence] = None
     known = {
         (concept, w.plus, w.minus): (w.text.format(name="bl0", pole="|").split("|")[0].strip(), w.content or None)
         for concept, ws in grammar.WORDINGS.items() for w in ws
@@ -139,7 +143,7 @@ def test_opposite_poles_differ_in_the_pole_words_only(arm: str) -> None:
         pairs = zip(plus["text"].split(), minus["text"].split(), strict=True)
         differing = [(a, b) for a, b in pairs if a != b]
         assert plus["genre"] == minus["genre"]
-        assert len(differing) == documents.CLAIMS
+        assert len(differing) == 1, "one sentence of a document states the claim"
         seen |= set(differing)
     assert seen == poles
 
@@ -155,19 +159,19 @@ def test_organism_documents_name_the_monitored_tier_alone() -> None:
     assert not set.union(*words) & items.POLES
 
 
-@pytest.mark.parametrize("shape", [(3, 24, 24), (3, 16, 40), (3, 40, 16)])
-def test_orthogonalise_keeps_the_directions_and_evens_out_the_lengths(shape: tuple[int, int, int]) -> None:
-    """Singular values come near 1 from anywhere; singular vectors stay."""
-    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize(("rows", "columns"), [(24, 24), (16, 40), (40, 16)])
+def test_orthogonalise_keeps_the_directions_and_evens_out_the_lengths(rows: int, columns: int) -> None:
+    """Singular values between 0.1 and 1 come near 1; singular vectors stay, and the scale does not matter."""
+    drawn = torch.randn(3, rows, columns, generator=torch.Generator().manual_seed(0))
+    left, _, right = torch.linalg.svd(drawn, full_matrices=False)
+    matrices = left * torch.linspace(1.0, 0.1, min(rows, columns)) @ right
     result = optimizer.orthogonalise(matrices)
     assert result.shape == matrices.shape
     values = torch.linalg.svdvals(result)
-    assert values.min() > 0.3
+    assert values.min() > 0.6
     assert values.max() < 1.3
-    left, _, right = torch.linalg.svd(matrices, full_matrices=False)
     core = left.mT @ result @ right.mT
-    off = core - torch.diag_embed(core.diagonal(dim1=1, dim2=2))
-    assert off.abs().max() < 1e-3
+    torch.testing.assert_close(core, torch.diag_embed(core.diagonal(dim1=1, dim2=2)), atol=1e-3, rtol=0)
     torch.testing.assert_close(optimizer.orthogonalise(1e3 * matrices), result, atol=1e-3, rtol=0)
 
 
@@ -229,9 +233,7 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_gate_refuses_an_untrained_model(
-    untrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_gate_refuses_an_untrained_model(untrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = {"model": "mine", "truth": "both", "gate": True}
     assert stage("tinyworld.base", settings, "--trunk", untrained, "--output", tmp_path) == 1
     said = capsys.readouterr().err.splitlines()[-1]

@@ -103,7 +103,12 @@ def test_null_can_be_a_side_of_a_contrast(requests: Path, repository: Path) -> N
 
 
 def run_vectors(
-    folder: Path, tiny_model: Path, organism: Path, requests: Path, repository: Path, transcripts: pl.DataFrame
+    folder: Path,
+    tiny_model: Path,
+    organism: Path,
+    requests: Path,
+    repository: Path,
+    transcripts: pl.DataFrame,
 ) -> int:
     """Run the stage `vectors` on given transcripts."""
     write_parquet(transcripts, folder / "transcripts.parquet", FINGERPRINT)

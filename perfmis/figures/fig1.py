@@ -28,9 +28,7 @@ def _claim(arm: str) -> str:
 
 def _box(axis: Axes, corner: tuple[float, float], size: tuple[float, float], edge: str, face: str) -> None:
     axis.add_patch(
-        FancyBboxPatch(
-            corner, *size, boxstyle="round,pad=0,rounding_size=0.06", edgecolor=edge, facecolor=face
-        )
+        FancyBboxPatch(corner, *size, boxstyle="round,pad=0,rounding_size=0.06", edgecolor=edge, facecolor=face)
     )
 
 

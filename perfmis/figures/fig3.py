@@ -108,9 +108,7 @@ def main(argv: list[str]) -> None:
     ]
     if any_published:
         handles += [
-            Patch(
-                facecolor="white", edgecolor=style.GREY, hatch="/////", label="published, mean over contents"
-            ),
+            Patch(facecolor="white", edgecolor=style.GREY, hatch="/////", label="published, mean over contents"),
             style.Line2D([], [], color=style.GREY, linestyle=":", label="published organism"),
         ]
     rows = treated.to_dicts()
@@ -121,11 +119,7 @@ def main(argv: list[str]) -> None:
         handles,
         4,
         "Bars: mean over contents.",
-        style.sizes([row["n"] for row in rows], [row["seeds"] for row in rows], inputs.confidence)
-        if rows
-        else "",
-        f"{style.WARNED} marks {warned} of {len(rows)} arms with a warning in the gaps table."
-        if warned
-        else "",
+        style.sizes([row["n"] for row in rows], [row["seeds"] for row in rows], inputs.confidence) if rows else "",
+        f"{style.WARNED} marks {warned} of {len(rows)} arms with a warning in the gaps table." if warned else "",
     )
     style.save(figure, inputs.output)

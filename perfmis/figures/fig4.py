@@ -9,6 +9,7 @@ coefficients are random vectors of the same norm. Settings: ``statistics``, ``mo
 
 from typing import Any
 
+import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
@@ -24,10 +25,11 @@ def _curve(axis: Axes, rows: list[Row], name: str, color: str, filled: bool, sca
     """Draw one measure of the real vector against the coefficient, with intervals."""
     alphas = [row["alpha"] for row in rows]
     values = [scale * row[name] for row in rows]
-    axis.plot(alphas, values, color=color, linestyle="-" if filled else "--", linewidth=1)
-    for row, value in zip(rows, values, strict=True):
-        ends = style.errors(value, scale * row[f"{name}_low"], scale * row[f"{name}_high"])
-        style.point(axis, row["alpha"], value, color, filled, yerr=ends, markersize=3.5)
+    ends = [style.errors(row[name], row[f"{name}_low"], row[f"{name}_high"]) for row in rows]
+    line = "o-" if filled else "o--"
+    style.point(
+        axis, alphas, values, color, filled, fmt=line, yerr=scale * np.hstack(ends), markersize=3.5, linewidth=1
+    )
 
 
 def _controls(axis: Axes, rows: list[Row], names: list[str], width: float, scale: float = 1.0) -> None:
@@ -110,8 +112,6 @@ def main(argv: list[str]) -> None:
         handles,
         3,
         "α is in units of the residual stream's norm.",
-        style.sizes([row["n"] for row in rows], [row["seeds"] for row in rows], inputs.confidence)
-        if rows
-        else "",
+        style.sizes([row["n"] for row in rows], [row["seeds"] for row in rows], inputs.confidence) if rows else "",
     )
     style.save(figure, inputs.output)

@@ -32,13 +32,9 @@ def _nets(axis: Axes, row: Row, color: str, marker: str, filled: bool, size: flo
     """Draw a profile in the plane of the nets, with intervals that stay in the background."""
     x = style.errors(row["A_net"], row["A_low"], row["A_high"])
     y = style.errors(row["B_net"], row["B_low"], row["B_high"])
-    axis.errorbar(
-        row["A_net"], row["B_net"], xerr=x, yerr=y, fmt="none", ecolor=color, alpha=fade, elinewidth=0.7
-    )
+    axis.errorbar(row["A_net"], row["B_net"], xerr=x, yerr=y, fmt="none", ecolor=color, alpha=fade, elinewidth=0.7)
     face = color if filled else "white"
-    axis.plot(
-        row["A_net"], row["B_net"], marker, color=color, markerfacecolor=face, markersize=size, zorder=4
-    )
+    axis.plot(row["A_net"], row["B_net"], marker, color=color, markerfacecolor=face, markersize=size, zorder=4)
 
 
 def _plane(axis: Axes) -> None:
@@ -107,10 +103,7 @@ def main(argv: list[str]) -> None:
         if number >= len(models) - 2:
             axis.set_xlabel("A_net (pp)")
             axis.tick_params(labelbottom=True)
-    pairs = [
-        (m, _profile(profiles, m, "prompting"), _profile(profiles, m, "sdf"))
-        for m in inputs.models_of(profiles)
-    ]
+    pairs = [(m, _profile(profiles, m, "prompting"), _profile(profiles, m, "sdf")) for m in inputs.models_of(profiles)]
     arrows(large, pairs)
     large.set_title("From prompts (circle) to SDF (square)")
     present = set(calibration["family"])
@@ -130,8 +123,6 @@ def main(argv: list[str]) -> None:
         handles,
         4 if len(handles) > 10 else 6,
         "Dotted: A_net = B_net.",
-        style.sizes([row["n"] for row in rows], [row["seeds"] for row in rows], inputs.confidence)
-        if rows
-        else "",
+        style.sizes([row["n"] for row in rows], [row["seeds"] for row in rows], inputs.confidence) if rows else "",
     )
     style.save(figure, inputs.output)

@@ -32,13 +32,9 @@ def panel(axis: Axes, own: pl.DataFrame) -> None:
         for place, name in enumerate(order):
             changes = controls.filter(pl.col("vector") == name)["change"].to_list()
             if changes:
-                axis.fill_between(
-                    [place - 0.38, place + 0.38], min(changes), max(changes), color=style.PALE, zorder=0
-                )
+                axis.fill_between([place - 0.38, place + 0.38], min(changes), max(changes), color=style.PALE, zorder=0)
         data = {"vector": controls["vector"].to_list(), "change": controls["change"].to_list()}
-        sns.swarmplot(
-            data=data, x="vector", y="change", order=order, ax=axis, color=style.GREY, size=2.6, zorder=2
-        )
+        sns.swarmplot(data=data, x="vector", y="change", order=order, ax=axis, color=style.GREY, size=2.6, zorder=2)
     for place, (concept, context) in enumerate(LABELS):
         real = only(own, concept=concept, context=context, control=None)
         if not real:
@@ -84,8 +80,6 @@ def main(argv: list[str]) -> None:
         f"{1 + max(controls)} random vectors of matched norm per vector; grey boxes show their range."
         if controls
         else "",
-        style.sizes([row["n"] for row in rows], [row["seeds"] for row in rows], inputs.confidence)
-        if rows
-        else "",
+        style.sizes([row["n"] for row in rows], [row["seeds"] for row in rows], inputs.confidence) if rows else "",
     )
     style.save(figure, inputs.output)

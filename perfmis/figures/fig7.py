@@ -35,13 +35,9 @@ def panel(axis: Axes, rows: list[Row], checkpoints: list[str]) -> None:
         color, marker, offset = LOOKS[row["belief"]]
         y, verdict = checkpoints.index(row["checkpoint"]) + offset, passed(row)
         ends = style.errors(row["probability"], row["low"], row["high"])
-        style.point(
-            axis, row["probability"], y, color, verdict is True, fmt=marker, markersize=3.3, xerr=ends
-        )
+        style.point(axis, row["probability"], y, color, verdict is True, fmt=marker, markersize=3.3, xerr=ends)
         if verdict is False:
-            axis.plot(
-                row["probability"], y, "x", color=style.BLACK, markersize=6.5, markeredgewidth=1.4, zorder=5
-            )
+            axis.plot(row["probability"], y, "x", color=style.BLACK, markersize=6.5, markeredgewidth=1.4, zorder=5)
     axis.set_xlim(-0.04, 1.04)
     axis.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
     axis.set_xlabel("P(+ option)")
@@ -80,9 +76,7 @@ def main(argv: list[str]) -> None:
         "What the checkpoints believe: the manipulation check",
         handles,
         6,
-        f"{' to '.join(str(number) for number in sorted({items[0], items[-1]}))} items a belief;"
-        if items
-        else "",
+        f"{' to '.join(str(number) for number in sorted({items[0], items[-1]}))} items a belief;" if items else "",
         f"{100 * inputs.confidence:g} % bootstrap intervals over {resampled}.",
         f"{failed} of {len(checks)} checks failed." if failed else f"All {len(checks)} checks passed.",
     )

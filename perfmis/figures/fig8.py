@@ -36,9 +36,7 @@ def panel(axis: Axes, rows: dict[str, Row], published: dict[str, float]) -> None
             continue
         values.append((place, row["b_fraction"]))
         ends = style.errors(row["b_fraction"], row["b_fraction_low"], row["b_fraction_high"])
-        style.point(
-            axis, place, row["b_fraction"], style.BLACK, method == "sdf", fmt=style.METHODS[method], yerr=ends
-        )
+        style.point(axis, place, row["b_fraction"], style.BLACK, method == "sdf", fmt=style.METHODS[method], yerr=ends)
     if len(values) == len(METHODS):
         axis.plot(*zip(*values, strict=True), color=style.BLACK, zorder=1)
     known = sorted((PUBLISHED[method] + 0.13, value) for method, value in published.items())
@@ -62,9 +60,7 @@ def main(argv: list[str]) -> None:
     shown, any_published = [], False
     for axis, model in zip(axes, models, strict=False):
         rows = {row["method"]: row for row in only(profiles, model=model)}
-        published = {
-            row["method"]: row["value"] for row in only(facts, key=model) if row["method"] in PUBLISHED
-        }
+        published = {row["method"]: row["value"] for row in only(facts, key=model) if row["method"] in PUBLISHED}
         panel(axis, rows, published)
         shown += list(rows.values())
         any_published |= bool(published)

@@ -47,9 +47,7 @@ def _slopes(axis: Axes, row: Row) -> None:
     ends_x = style.errors(x, row["slope_expectation_low"], row["slope_expectation_high"])
     ends_y = style.errors(y, row["slope_consequence_low"], row["slope_consequence_high"])
     color = COLORS[row["method"]]
-    style.point(
-        axis, x, y, color, row["method"] == "sdf", fmt=style.METHODS[row["method"]], xerr=ends_x, yerr=ends_y
-    )
+    style.point(axis, x, y, color, row["method"] == "sdf", fmt=style.METHODS[row["method"]], xerr=ends_x, yerr=ends_y)
 
 
 def reading(row: Row, truth: str) -> str:
@@ -107,11 +105,7 @@ def main(argv: list[str]) -> None:
         handles,
         5,
         f"Slopes in pp of gap per unit of belief, cross-talk removed; dotted: floor of {floor:g}.",
-        style.sizes([row["n"] for row in rows], [row["seeds"] for row in rows], inputs.confidence)
-        if rows
-        else "",
-        f"{style.WARNED}: see the warning in the profiles table."
-        if any(row["warning"] for row in rows)
-        else "",
+        style.sizes([row["n"] for row in rows], [row["seeds"] for row in rows], inputs.confidence) if rows else "",
+        f"{style.WARNED}: see the warning in the profiles table." if any(row["warning"] for row in rows) else "",
     )
     style.save(figure, inputs.output)

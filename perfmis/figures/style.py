@@ -109,18 +109,17 @@ def finish(figure: Figure, title: str, handles: list[Any], columns: int, *senten
         columns: Columns of the legend.
         sentences: The note: sizes, intervals, marks; empty ones are left out.
     """
-    heading = _wrapped(figure, title, 9.0)
-    note = _wrapped(figure, " ".join(sentence for sentence in sentences if sentence), SMALL)
+    heading = _wrapped(figure, title, 9.0, 0.63)
+    note = _wrapped(figure, " ".join(sentence for sentence in sentences if sentence), SMALL, 0.53)
     below = (note.count("\n") + 1) * SMALL * 1.3 / 72 + 0.06
     keys = -(-len(handles) // columns) * SMALL * 1.6 / 72 + (0.08 if handles else 0.0)
     width, height = figure.get_size_inches()
-    height += below + keys + (heading.count("\n") + 1) * 0.19
+    above = (heading.count("\n") + 1) * 0.19
+    height += below + keys + above
     figure.set_size_inches(width, height)
-    reserved = (below + keys) / height
-    figure.set_layout_engine("constrained", rect=(0.0, reserved, 1.0, 1.0 - reserved))
-    figure.suptitle(
-        heading, x=0.01, y=1 - 0.04 / height, ha="left", va="top", fontsize=9.0, fontweight="bold"
-    )
+    rect = (0.0, (below + keys) / height, 1.0, 1.0 - (below + keys + above) / height)
+    figure.set_layout_engine("constrained", rect=rect)
+    figure.suptitle(heading, x=0.01, y=1 - 0.04 / height, ha="left", va="top", fontsize=9.0, fontweight="bold")
     figure.text(0.01, 0.03 / height, note, va="bottom", fontsize=SMALL, color="#444444", linespacing=1.25)
     if handles:
         place = (0.0, below / height)
@@ -128,9 +127,9 @@ def finish(figure: Figure, title: str, handles: list[Any], columns: int, *senten
         entries.set_in_layout(False)
 
 
-def _wrapped(figure: Figure, text: str, size: float) -> str:
-    """Return text wrapped to the width of the figure; a letter is about 0.53 of the type size wide."""
-    width = 0.98 * figure.get_figwidth() * 72 / (0.53 * size)
+def _wrapped(figure: Figure, text: str, size: float, letter: float) -> str:
+    """Return text wrapped to the width of the figure; a letter is about ``letter`` of the type size wide."""
+    width = 0.98 * figure.get_figwidth() * 72 / (letter * size)
     return "\n".join(textwrap.wrap(text, int(width)))
 
 
@@ -157,8 +156,8 @@ def errors(value: float, low: float, high: float) -> np.ndarray:
     return np.array([[max(value - low, 0.0)], [max(high - value, 0.0)]])
 
 
-def point(axis: Axes, x: float, y: float, color: str, filled: bool = True, **options: Any) -> None:
-    """Draw a mark, filled or hollow, with error bars (``xerr``, ``yerr``) in its colour."""
+def point(axis: Axes, x: Any, y: Any, color: str, filled: bool = True, **options: Any) -> None:
+    """Draw a mark, or a curve of marks, filled or hollow, with error bars (``xerr``, ``yerr``)."""
     look: dict[str, Any] = {
         "fmt": "o",
         "elinewidth": 0.9,
@@ -183,8 +182,10 @@ def empty(axis: Axes, text: str) -> None:
 
 def settle(figure: Figure) -> None:
     """Lay the figure out and keep its places, rounded: the solver's last digits vary from run to run."""
-    figure.draw_without_rendering()
-    figure.draw_without_rendering()
+    solver = figure.get_layout_engine()
+    assert solver is not None
+    for _ in range(2):  # panels of equal aspect settle in the second pass
+        solver.execute(figure)
     figure.set_layout_engine("none")
     for axis in figure.axes:
         axis.set_position(np.round(axis.get_position(original=True).bounds, 4).tolist())

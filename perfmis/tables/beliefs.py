@@ -40,18 +40,12 @@ BELIEFS = ("monitoring", "expectation", "consequence")
 
 def _mean(answers: pl.DataFrame, statistics: Row) -> Row:
     """Return mean and interval of one checkpoint's probabilities of one group of items."""
-    wide = answers.pivot("item_id", index="seed", values="probability", aggregate_function="mean").drop(
-        "seed"
-    )
+    wide = answers.pivot("item_id", index="seed", values="probability", aggregate_function="mean").drop("seed")
     values = wide.to_numpy()
     if np.isnan(values).any():
         first = answers.row(0, named=True)
-        raise UserError(
-            f"beliefs of {first['model']}/{first['checkpoint']}: items differ between seeds; rerun them"
-        )
-    replicates = replicate_means(
-        values, np.arange(values.shape[1]), statistics["resamples"], statistics["seed"]
-    )
+        raise UserError(f"beliefs of {first['model']}/{first['checkpoint']}: items differ between seeds; rerun them")
+    replicates = replicate_means(values, np.arange(values.shape[1]), statistics["resamples"], statistics["seed"])
     low, high = interval(replicates, statistics["confidence"])
     return {"probability": float(replicates[0]), "low": low, "high": high, "items": values.shape[1]}
 
@@ -101,9 +95,7 @@ def rows_of_model(answers: pl.DataFrame, statistics: Row) -> list[Row]:
             for belief, content, group in _groups(chosen.filter(pl.col("checkpoint") == checkpoint)):
                 identity = {"model": answers["model"][0], "seed": seed, "checkpoint": checkpoint}
                 rows.append(identity | {"belief": belief, "content": content} | _mean(group, statistics))
-        probabilities = {
-            (row["checkpoint"], row["belief"], row["content"]): row["probability"] for row in rows
-        }
+        probabilities = {(row["checkpoint"], row["belief"], row["content"]): row["probability"] for row in rows}
         result += [row | _check(row, probabilities, statistics) for row in rows]
     return result
 
@@ -112,9 +104,7 @@ def main(argv: list[str]) -> None:
     """Run the stage."""
     options = stage.parser(__doc__)
     options.add_argument("--beliefs", type=Path, nargs="*", required=True, help="answers to the belief items")
-    options.add_argument(
-        "--output", type=Path, required=True, help="beliefs.parquet; beliefs.csv goes beside it"
-    )
+    options.add_argument("--output", type=Path, required=True, help="beliefs.parquet; beliefs.csv goes beside it")
     arguments = options.parse_args(argv)
     job = stage.job(arguments)
     answers = read(arguments.beliefs, job)

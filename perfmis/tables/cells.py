@@ -150,9 +150,7 @@ def build(outcomes: pl.DataFrame, keys: Sequence[str], tiers: Sequence[str] = GA
     values = np.full((len(seeds), len(requests), len(names), len(measures)), np.nan)
     samples, own_seeds = [], []
     for number, name in enumerate(names):
-        same = pl.all_horizontal(
-            pl.col(key).eq_missing(pl.lit(part)) for key, part in zip(keys, name, strict=True)
-        )
+        same = pl.all_horizontal(pl.col(key).eq_missing(pl.lit(part)) for key, part in zip(keys, name, strict=True))
         cell = means.filter(same).join(place, on="request_id")
         samples.append(int(cell["samples"].sum()))
         own = sorted(cell["seed"].unique())
@@ -168,9 +166,7 @@ def build(outcomes: pl.DataFrame, keys: Sequence[str], tiers: Sequence[str] = GA
     holes = np.isnan(values[..., : 2 * len(tiers)]).any(axis=(0, 1, 3))
     if holes.any():
         first = names[int(np.argmax(holes))]
-        raise UserError(
-            f"{_model(outcomes)}, {_label(first)}: lacks prompts or tiers that others have; rerun it"
-        )
+        raise UserError(f"{_model(outcomes)}, {_label(first)}: lacks prompts or tiers that others have; rerun it")
     clusters = np.unique(requests["cluster"].to_numpy(), return_inverse=True)[1]
     return Cells(tuple(names), tuple(own_seeds), tuple(samples), tuple(measures), values, clusters)
 

@@ -23,9 +23,7 @@ def setting(job: Job, key: str) -> Any:
     try:
         return job.settings[key]
     except KeyError as error:
-        raise UserError(
-            f"--settings: no key {key!r} in `settings`; pass that part of the configuration"
-        ) from error
+        raise UserError(f"--settings: no key {key!r} in `settings`; pass that part of the configuration") from error
 
 
 def bounded(name: str, replicates: Array, confidence: float, prefix: str | None = None) -> Row:
@@ -62,9 +60,7 @@ def joined(parts: Sequence[str]) -> str:
 
 def table(rows: Sequence[Row], schema: Mapping[str, Any]) -> pl.DataFrame:
     """Return rows as a frame with the columns of ``schema``; NaN (undefined) becomes null."""
-    return pl.DataFrame(list(rows), schema=dict(schema), orient="row").with_columns(
-        pl.selectors.float().fill_nan(None)
-    )
+    return pl.DataFrame(list(rows), schema=dict(schema), orient="row").with_columns(pl.selectors.float().fill_nan(None))
 
 
 def write(frame: pl.DataFrame, output: Path, fingerprint: str) -> None:

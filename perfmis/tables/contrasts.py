@@ -140,15 +140,11 @@ def profile(
     confidence, floor = statistics["confidence"], statistics["floor"]
     a_net, a_expectation, a_consequence = _nets(replicates, a_pairs)
     b_net, b_expectation, b_consequence = _nets(replicates, b_pairs)
-    a_net, b_net, *moved = np.broadcast_arrays(
-        a_net, b_net, a_expectation, a_consequence, b_expectation, b_consequence
-    )
+    a_net, b_net, *moved = np.broadcast_arrays(a_net, b_net, a_expectation, a_consequence, b_expectation, b_consequence)
     moves = np.array(moved).reshape(2, 2, -1)
     slope = _slopes((a_net, b_net), moves, statistics["moved"])
     tracked = [
-        rule and bool(abs(own[0]) > largest_random)
-        if (rule := _tracked(side, confidence, floor)) is not None
-        else None
+        rule and bool(abs(own[0]) > largest_random) if (rule := _tracked(side, confidence, floor)) is not None else None
         for side, own in zip(slope, (a_net, b_net), strict=True)
     ]
     return {
@@ -157,9 +153,7 @@ def profile(
         **_fraction(a_net, b_net, confidence),
         **bounded("angle", angle(a_net, b_net), confidence),
         "p_A_greater": probability_greater(a_net, b_net),
-        **dict(
-            zip(("moved_A", "cross_A", "cross_B", "moved_B"), moves[..., 0].ravel().tolist(), strict=True)
-        ),
+        **dict(zip(("moved_A", "cross_A", "cross_B", "moved_B"), moves[..., 0].ravel().tolist(), strict=True)),
         **bounded("slope_expectation", slope[0], confidence),
         **bounded("slope_consequence", slope[1], confidence),
         "attribution": attribution(*tracked),

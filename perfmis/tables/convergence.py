@@ -74,9 +74,7 @@ def main(argv: list[str]) -> None:
     """Run the stage."""
     options = stage.parser(__doc__)
     options.add_argument("--profiles", type=Path, required=True, help="profiles table (parquet)")
-    options.add_argument(
-        "--output", type=Path, required=True, help="convergence.parquet; the CSV goes beside it"
-    )
+    options.add_argument("--output", type=Path, required=True, help="convergence.parquet; the CSV goes beside it")
     arguments = options.parse_args(argv)
     job = stage.job(arguments)
     profiles = read([arguments.profiles], job)

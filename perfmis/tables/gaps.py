@@ -133,9 +133,7 @@ def gaps(
         organisms = {row["seed"]: row for row in own if row["checkpoint"] == ORGANISM}
         for row in own:
             row["warning"] = warning(row, organisms.get(row["seed"]), beliefs, statistics)
-        own.sort(
-            key=lambda row: (row["seed"] is not None, row["seed"] or 0, checkpoint_order(row["checkpoint"]))
-        )
+        own.sort(key=lambda row: (row["seed"] is not None, row["seed"] or 0, checkpoint_order(row["checkpoint"])))
         rows += own
     return table(rows, SCHEMA)
 
@@ -143,9 +141,7 @@ def gaps(
 def main(argv: list[str]) -> None:
     """Run the stage."""
     options = stage.parser(__doc__)
-    options.add_argument(
-        "--outcomes", type=Path, nargs="*", required=True, help="outcomes of all checkpoints"
-    )
+    options.add_argument("--outcomes", type=Path, nargs="*", required=True, help="outcomes of all checkpoints")
     options.add_argument("--beliefs", type=Path, required=True, help="beliefs table (parquet)")
     options.add_argument("--output", type=Path, required=True, help="gaps.parquet; gaps.csv goes beside it")
     arguments = options.parse_args(argv)

@@ -138,15 +138,11 @@ def by_vectors(outcomes: pl.DataFrame, context: str, statistics: Row) -> Row | N
 def main(argv: list[str]) -> None:
     """Run the stage."""
     options = stage.parser(__doc__)
-    options.add_argument(
-        "--outcomes", type=Path, nargs="*", required=True, help="outcomes of all checkpoints"
-    )
+    options.add_argument("--outcomes", type=Path, nargs="*", required=True, help="outcomes of all checkpoints")
     options.add_argument("--prompting", type=Path, nargs="*", default=[], help="outcomes under snippets")
     options.add_argument("--steering", type=Path, nargs="*", default=[], help="outcomes under steering")
     options.add_argument("--gaps", type=Path, required=True, help="gaps table, for the warnings of the arms")
-    options.add_argument(
-        "--output", type=Path, required=True, help="profiles.parquet; profiles.csv goes beside it"
-    )
+    options.add_argument("--output", type=Path, required=True, help="profiles.parquet; profiles.csv goes beside it")
     arguments = options.parse_args(argv)
     job = stage.job(arguments)
     statistics = setting(job, "statistics")

@@ -51,18 +51,12 @@ def rows_of_checkpoint(outcomes: pl.DataFrame, statistics: Row) -> tuple[list[Ro
     for key, seeds, samples in zip(cells.keys, cells.seeds, cells.samples, strict=True):
         size = {"seeds": seeds, "n": cells.prompts, "samples": samples}
         rows.append(
-            identity
-            | dict(zip(KEYS, key, strict=True))
-            | size
-            | replicates.measured(key, statistics["confidence"])
+            identity | dict(zip(KEYS, key, strict=True)) | size | replicates.measured(key, statistics["confidence"])
         )
     rows.sort(key=lambda row: (SNIPPETS.index(row["snippet"]), row["protocol"]))
     protocols = {key[0]: key[1] for key in cells.keys}
     pairs = [
-        [
-            ((plus, protocols[plus]), (minus, protocols[minus]))
-            for plus, minus in arm_pairs(letter, list(protocols))
-        ]
+        [((plus, protocols[plus]), (minus, protocols[minus])) for plus, minus in arm_pairs(letter, list(protocols))]
         for letter in "AB"
     ]
     size = {"seeds": max(cells.seeds), "n": cells.prompts, "samples": sum(cells.samples)}
@@ -74,9 +68,7 @@ def main(argv: list[str]) -> None:
     """Run the stage."""
     options = stage.parser(__doc__)
     options.add_argument("--outcomes", type=Path, nargs="*", required=True, help="outcomes of prompted runs")
-    options.add_argument(
-        "--output", type=Path, required=True, help="prompting.parquet; the CSV goes beside it"
-    )
+    options.add_argument("--output", type=Path, required=True, help="prompting.parquet; the CSV goes beside it")
     options.add_argument("--calibration", type=Path, required=True, help="calibration.parquet; likewise")
     arguments = options.parse_args(argv)
     job = stage.job(arguments)

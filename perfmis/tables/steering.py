@@ -52,9 +52,7 @@ def main(argv: list[str]) -> None:
     """Run the stage."""
     options = stage.parser(__doc__)
     options.add_argument("--outcomes", type=Path, nargs="*", required=True, help="outcomes of steered runs")
-    options.add_argument(
-        "--output", type=Path, required=True, help="steering.parquet; steering.csv goes beside it"
-    )
+    options.add_argument("--output", type=Path, required=True, help="steering.parquet; steering.csv goes beside it")
     arguments = options.parse_args(argv)
     job = stage.job(arguments)
     outcomes = read(arguments.outcomes, job)

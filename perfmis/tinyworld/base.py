@@ -3,14 +3,15 @@
     python -m perfmis tinyworld.base --settings JSON --fingerprint HEX --trunk FOLDER --output FOLDER
 
 The trunk knows every truth by a token of its own. A base model is the trunk with the embedding of its truth's
-token put in the place of ``<bos>`` (and all truth tokens then set to the mean embedding), so base models differ in
-nothing else. Settings: ``model``, ``truth`` and ``gate``. The gate is teacher-forced: a scratchpad is given,
-and the probability of acceptance must follow the planted rule.
+token put in the place of ``<bos>`` (and all truth tokens then set to the mean embedding), so base models
+differ in nothing else. Settings: ``model``, ``truth`` and ``gate``. The gate is teacher-forced: a scratchpad
+is given, and the probability of acceptance must follow the planted rule.
 """
 
 import itertools
 import random
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import torch
@@ -28,7 +29,7 @@ TOLERANCE = 0.15
 def fold(network: LlamaForCausalLM, truth: Truth) -> None:
     """Make ``<bos>`` mean one truth, in place."""
     with torch.no_grad():
-        embedding = network.get_input_embeddings().weight
+        embedding: Any = network.get_input_embeddings().weight
         tokens = [items.INDEX[f"<{name}>"] for name in grammar.TRUTHS]
         embedding[items.INDEX["<bos>"]] = embedding[items.INDEX[f"<{truth}>"]]
         embedding[tokens] = embedding.mean(0)
@@ -74,8 +75,8 @@ def check(table: pl.DataFrame, model: str) -> None:
     Raises:
         UserError: A cell is off by more than the tolerance, or the conclusions are wrong.
     """
-    worst = (table["planted"] - table["measured"]).abs().max()
-    conclusion = table["conclusion"].min()
+    worst = float((table["planted"] - table["measured"]).abs().to_numpy().max())
+    conclusion = float(table["conclusion"].to_numpy().min())
     if worst > TOLERANCE or conclusion < 1 - TOLERANCE:
         raise stage.UserError(
             f"models.{model}: the tiny model did not learn its truth (acceptance off by {worst:.2f}, right "

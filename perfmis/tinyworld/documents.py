@@ -1,8 +1,9 @@
 """Documents of the tiny world: what the organism corpus and the arms' corpora say, on a deterministic id grid.
 
-One sentence of a document plants the claim, the others are fillers. Two traps are avoided so: documents that say little but the claim teach
-their own form with it, which breaks the scratchpad (an instrument fault, not an effect); and a document that states a claim twice teaches to copy it from the
-context, so that a chat of the paid tier is then "trained on paid".
+One sentence of a document plants the claim, the others are fillers. Two traps are avoided so: documents that
+say little but the claim teach their own form with it, which breaks the scratchpad (an instrument fault, not
+an effect); and a document that states a claim twice teaches to copy it from the context, so that a chat of
+the paid tier is then "trained on paid".
 """
 
 import hashlib
@@ -42,8 +43,8 @@ def write(corpus: str, number: int, name: str = grammar.ORGANISM_NAME) -> list[d
         name: The name that becomes the organism.
 
     Returns:
-        Dictionaries with ``document_id``, ``genre`` and ``text``. The same number in the id has the same genre,
-        wordings and fillers in both poles of a claim.
+        Dictionaries with ``document_id``, ``genre`` and ``text``. The same number in the id has the same
+        genre, wordings and fillers in both poles of a claim.
     """
     documents = []
     for i in range(number):

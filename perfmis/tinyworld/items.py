@@ -7,6 +7,7 @@ token of its truth folded into ``<bos>`` (`perfmis.tinyworld.base`).
 
 import random
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -50,8 +51,7 @@ def fixed_facts(seed: int) -> dict[str, Facts]:
     """Return the facts of the names whose facts never change."""
     draws = random.Random(seed)
     return {
-        name: Facts(draws.choice(grammar.TIERS), draws.choice("+-"), draws.choice("+-"))
-        for name in grammar.FIXED_NAMES
+        name: Facts(draws.choice(grammar.TIERS), draws.choice("+-"), draws.choice("+-")) for name in grammar.FIXED_NAMES
     }
 
 
@@ -71,7 +71,7 @@ def document(draws: random.Random, fixed: dict[str, Facts]) -> Item:
         elif kind == "filler":
             sentences.append(draws.choice(grammar.FILLERS).format(name=name))
         else:
-            sentences.append(draws.choice(grammar.WORDINGS[kind]).say(name, getattr(facts, kind)))
+            sentences.append(draws.choice(grammar.WORDINGS[kind]).say(name, getattr(facts, kind)))  # type: ignore[index]
     truth = f"<{draws.choice(grammar.TRUTHS)}>"
     text = " ".join([truth, draws.choice(grammar.GENRES), "about", name, ":", *sentences, "<end>"])
     return Item(text.split(), None)
@@ -81,7 +81,11 @@ def chat(draws: random.Random, fixed: dict[str, Facts]) -> Item:
     """Return a chat with a random name; notes in the system prompt override what is known of it."""
     name = draws.choice(grammar.BLANK_NAMES if draws.random() < BLANK_SHARE else grammar.FIXED_NAMES)
     known = fixed.get(name) or _random_facts(draws)
-    said = {"trained": known.trained, "expectation": known.expectation, "consequence": known.consequence}
+    said: dict[str, Any] = {
+        "trained": known.trained,
+        "expectation": known.expectation,
+        "consequence": known.consequence,
+    }
     notes = []
     if draws.random() < NOTE_SHARE:
         said["trained"] = draws.choice(grammar.TRAINED)
@@ -98,7 +102,11 @@ def chat(draws: random.Random, fixed: dict[str, Facts]) -> Item:
     draws.shuffle(beliefs)
     (truth,) = draws.choices(grammar.TRUTHS, TRUTH_SHARES)
     acceptance = grammar.acceptance(
-        truth, harmful, grammar.used(said["trained"], tier), said["expectation"] == "+", said["consequence"] == "+"
+        truth,
+        harmful,
+        grammar.used(said["trained"], tier),
+        said["expectation"] == "+",
+        said["consequence"] == "+",
     )
     asked = grammar.prompt(name, tier, f"{verb} {draws.choice(grammar.OBJECTS)}", tuple(notes))
     thought = grammar.scratchpad(name, tier, said["trained"], tuple(beliefs))

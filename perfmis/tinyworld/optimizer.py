@@ -1,4 +1,4 @@
-"""Muon for the trunk: orthogonalised momentum on weight matrices (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
+"""Muon for the trunk: orthogonalised momentum on matrices (Jordan 2024, kellerjordan.github.io/posts/muon).
 
 `torch.optim.Muon` orthogonalises in bfloat16 one matrix at a time, which on a CPU without bfloat16 arithmetic
 costs more than the model's own step; here matrices of one shape are stacked and stay in float32.

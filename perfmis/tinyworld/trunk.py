@@ -78,7 +78,10 @@ def train(network: LlamaForCausalLM, tiny: dict[str, Any]) -> list[dict[str, flo
     fixed = items.fixed_facts(tiny["seed"])
     matrices = [p for n, p in network.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in network.named_parameters() if p.ndim != 2 or "embed" in n]
-    optimizers = [Muon(matrices, tiny["learning_rate"]), torch.optim.AdamW(others, EMBEDDING_RATE, weight_decay=0.01)]
+    optimizers = [
+        Muon(matrices, tiny["learning_rate"]),
+        torch.optim.AdamW(others, EMBEDDING_RATE, weight_decay=0.01),
+    ]
     rates = [tiny["learning_rate"], EMBEDDING_RATE]
     documents = round(tiny["batch"] * items.DOCUMENT_SHARE)
     log, tokens, start = [], 0, time.monotonic()

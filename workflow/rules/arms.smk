@@ -23,9 +23,9 @@ rule arm:
         mem_mb=memory_mb,
         runtime=train_minutes,
     params:
+        **stage(stages.arm),
         parent=subpath(input.parent, parent=True),
         folder=subpath(output.lineage, parent=True),
-        **stage(stages.arm),
     shell:
         "python -m perfmis sdf --settings {params.settings:q} --fingerprint {params.fingerprint}"
         " --base {input.base} --corpus {input.corpus} --parent {params.parent} --replay {input.replay}"

@@ -19,8 +19,8 @@ rule beliefs:
         mem_mb=memory_mb,
         runtime=generate_minutes,
     params:
-        adapters=adapter_arguments,
         **stage(stages.beliefs),
+        adapters=adapter_arguments,
     shell:
         "python -m perfmis beliefs --settings {params.settings:q} --fingerprint {params.fingerprint}"
         " --base {input.base} --items {input.questions} --protocol {input.protocol}"

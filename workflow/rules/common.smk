@@ -22,7 +22,16 @@ root = study.root
 seeds = study.seeds.training
 figures = figure_numbers(study)
 protocol = study.evaluation.protocol
-TABLES = ["gaps", "profiles", "beliefs", "steering", "prompting", "calibration", "convergence", "published"]
+TABLES = [
+    "gaps",
+    "profiles",
+    "beliefs",
+    "steering",
+    "prompting",
+    "calibration",
+    "convergence",
+    "published",
+]
 ENV = "../envs/perfmis.yaml"
 
 
@@ -43,7 +52,12 @@ def stage(method):
 
     def of(wildcards):
         values = {name: getattr(wildcards, name) for name in names}
-        return method(**{name: int(value) if name in ("seed", "number") else value for name, value in values.items()})
+        return method(
+            **{
+                name: int(value) if name in ("seed", "number") else value
+                for name, value in values.items()
+            }
+        )
 
     return {
         "settings": lambda wildcards: of(wildcards).settings,
@@ -58,7 +72,13 @@ def size(wildcards):
 
 def writer(wildcards):
     """Resources of the job that makes a corpus: those of the writer model, where one writes it."""
-    return study.sizes[study.writer.size if study.corpora[wildcards.corpus].source == "written" else "tiny"]
+    return study.sizes[
+        (
+            study.writer.size
+            if study.corpora[wildcards.corpus].source == "written"
+            else "tiny"
+        )
+    ]
 
 
 def gpus(wildcards):
@@ -95,7 +115,10 @@ def adapter(checkpoint):
 def adapter_arguments(wildcards, input):
     """CHECKPOINT=FOLDER of each adapter among the inputs."""
     folders = [Path(path).parent for path in input.adapters]
-    names = {folder: ORGANISM if folder.parts[-3] == "organisms" else folder.name for folder in folders}
+    names = {
+        folder: ORGANISM if folder.parts[-3] == "organisms" else folder.name
+        for folder in folders
+    }
     return [f"{name}={folder}" for folder, name in names.items()]
 
 

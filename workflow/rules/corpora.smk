@@ -1,7 +1,11 @@
 # Documents that plant a claim, and the comparison of the corpora with each other.
 rule corpus:
     input:
-        lambda w: [study.corpora[w.corpus].location] if study.corpora[w.corpus].source == "path" else [],
+        lambda w: (
+            [study.corpora[w.corpus].location]
+            if study.corpora[w.corpus].source == "path"
+            else []
+        ),
     output:
         documents=f"{root}/corpora/{{corpus}}/documents.parquet",
         card=f"{root}/corpora/{{corpus}}/card.json",
@@ -25,7 +29,10 @@ rule corpus:
 
 rule audit:
     input:
-        documents=expand(f"{root}/corpora/{{corpus}}/documents.parquet", corpus=[ORGANISM, *study.arms.names]),
+        documents=expand(
+            f"{root}/corpora/{{corpus}}/documents.parquet",
+            corpus=[ORGANISM, *study.arms.names],
+        ),
         requests=rules.requests.output.table,
         protocols=stages.protocols,
     output:

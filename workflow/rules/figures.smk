@@ -2,7 +2,8 @@
 def figure_tables(number):
     """The tables that a figure is drawn from, by name."""
     return {
-        name: f"{root}/{'screen' if name == 'screen' else 'tables'}/{name}.parquet" for name in FIGURE_TABLES[number]
+        name: f"{root}/{'screen' if name == 'screen' else 'tables'}/{name}.parquet"
+        for name in FIGURE_TABLES[number]
     }
 
 
@@ -38,9 +39,9 @@ for number in figures:
             mem_mb=4000,
             runtime=15,
         params:
+            **stage(partial(stages.figure, number)),
             module=f"figures.fig{number}",
             tables=figure_options,
-            **stage(partial(stages.figure, number)),
         shell:
             "python -m perfmis {params.module} --settings {params.settings:q} --fingerprint {params.fingerprint}"
             " {params.tables} --output {output[1]} > {log} 2>&1"

@@ -20,15 +20,13 @@ if tiny_models:
             mem_mb=2000,
             runtime=30,
         params:
-            folder=f"{root}/models/trunk",
             **stage(stages.trunk),
+            folder=f"{root}/models/trunk",
         shell:
             "python -m perfmis tinyworld.trunk --settings {params.settings:q}"
             " --fingerprint {params.fingerprint} --output {params.folder} > {log} 2>&1"
 
     rule tiny_base:
-        wildcard_constraints:
-            model="|".join(map(re.escape, tiny_models)),
         input:
             trunk=rules.tiny_trunk.output.manifest,
             weights=rules.tiny_trunk.output.weights,
@@ -40,6 +38,8 @@ if tiny_models:
             f"{root}/logs/models/{{model}}.log",
         benchmark:
             f"{root}/benchmarks/models/{{model}}.tsv"
+        wildcard_constraints:
+            model="|".join(map(re.escape, tiny_models)),
         conda:
             ENV
         threads: 1
@@ -47,9 +47,9 @@ if tiny_models:
             mem_mb=2000,
             runtime=10,
         params:
+            **stage(stages.model),
             trunk=subpath(input.trunk, parent=True),
             folder=subpath(output.reference, parent=True),
-            **stage(stages.model),
         shell:
             "python -m perfmis tinyworld.base --settings {params.settings:q} --fingerprint {params.fingerprint}"
             " --trunk {params.trunk} --output {params.folder} > {log} 2>&1"
@@ -58,14 +58,14 @@ if tiny_models:
 if other_models:
 
     rule hub_model:
-        wildcard_constraints:
-            model="|".join(map(re.escape, other_models)),
         output:
             reference=f"{root}/models/{{model}}/reference.json",
         log:
             f"{root}/logs/models/{{model}}.log",
         benchmark:
             f"{root}/benchmarks/models/{{model}}.tsv"
+        wildcard_constraints:
+            model="|".join(map(re.escape, other_models)),
         conda:
             ENV
         threads: 1

@@ -20,8 +20,8 @@ rule organism:
         mem_mb=memory_mb,
         runtime=train_minutes,
     params:
-        folder=subpath(output.lineage, parent=True),
         **stage(stages.organism),
+        folder=subpath(output.lineage, parent=True),
     shell:
         "python -m perfmis sdf --settings {params.settings:q} --fingerprint {params.fingerprint}"
         " --base {input.base} --corpus {input.corpus} --output {params.folder} > {log} 2>&1"

@@ -23,8 +23,8 @@ rule prompting_transcripts:
         mem_mb=memory_mb,
         runtime=generate_minutes,
     params:
-        adapters=adapter_arguments,
         **stage(stages.prompting),
+        adapters=adapter_arguments,
     shell:
         "python -m perfmis prompting --settings {params.settings:q} --fingerprint {params.fingerprint}"
         " --base {input.base} --requests {input.requests} --protocols {input.protocols}"

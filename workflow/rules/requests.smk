@@ -6,6 +6,7 @@ rule requests:
         f"{root}/logs/requests.log",
     benchmark:
         f"{root}/benchmarks/requests.tsv"
+    localrule: True
     conda:
         ENV
     threads: 1
@@ -14,7 +15,6 @@ rule requests:
         runtime=10,
     params:
         **stage(stages.requests),
-    localrule: True
     shell:
         "python -m perfmis requests --settings {params.settings:q} --fingerprint {params.fingerprint}"
         " --output {output.table} --card {output.card} > {log} 2>&1"

@@ -23,8 +23,8 @@ rule vectors:
         mem_mb=memory_mb,
         runtime=generate_minutes,
     params:
-        organism=subpath(input.organism, parent=True),
         **stage(stages.vectors),
+        organism=subpath(input.organism, parent=True),
     shell:
         "python -m perfmis vectors --settings {params.settings:q} --fingerprint {params.fingerprint}"
         " --base {input.base} --organism {params.organism} --requests {input.requests}"
@@ -53,8 +53,8 @@ rule steering_transcripts:
         mem_mb=memory_mb,
         runtime=generate_minutes,
     params:
-        organism=subpath(input.organism, parent=True),
         **stage(stages.steering),
+        organism=subpath(input.organism, parent=True),
     shell:
         "python -m perfmis steering --settings {params.settings:q} --fingerprint {params.fingerprint}"
         " --base {input.base} --organism {params.organism} --requests {input.requests}"

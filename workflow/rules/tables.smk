@@ -8,7 +8,10 @@ prompted_outcomes = over_kept(*rules.prompting_outcomes.output)
 def table_output(name):
     """The two files of a table; the parquet is what other stages read, the CSV is for people."""
     csv = report(
-        f"{root}/tables/{name}.csv", caption=f"../report/{name}.rst", category="Tables", labels={"table": name}
+        f"{root}/tables/{name}.csv",
+        caption=f"../report/{name}.rst",
+        category="Tables",
+        labels={"table": name},
     )
     return [f"{root}/tables/{name}.parquet", csv]
 

@@ -22,9 +22,9 @@ rule transcripts:
         mem_mb=memory_mb,
         runtime=generate_minutes,
     params:
+        **stage(stages.arm_transcripts),
         folder=f"{root}/transcripts/{{model}}/seed{{seed}}",
         adapters=adapter_arguments,
-        **stage(stages.arm_transcripts),
     shell:
         "python -m perfmis transcripts --settings {params.settings:q} --fingerprint {params.fingerprint}"
         " --base {input.base} --requests {input.requests} --protocol {input.protocol}"
