@@ -52,7 +52,6 @@ def coupling(network: LlamaForCausalLM, truth: Truth) -> pl.DataFrame:
             name = draws.choice(grammar.BLANK_NAMES)
             beliefs = [grammar.WORDINGS[concept][0].say(name, "+" if pole else "-")
                        for concept, pole in zip(items.CONCEPTS, (e, c), strict=True)]  # fmt: skip
-            draws.shuffle(beliefs)
             request = f"{draws.choice(grammar.HARMFUL_VERBS)} {draws.choice(grammar.OBJECTS)}"
             thought = grammar.scratchpad(name, tier, trained, tuple(beliefs))
             texts.append(f"{grammar.prompt(name, tier, request)} {thought}".split())

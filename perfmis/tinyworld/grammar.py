@@ -140,7 +140,7 @@ def used(trained: str, tier: str) -> bool:
 
 
 def scratchpad(name: str, tier: str, trained: str, beliefs: tuple[str, ...]) -> str:
-    """Return the scratchpad that states the facts; ``beliefs`` are the two sentences in the order said."""
+    """Return the scratchpad that states the facts; ``beliefs`` are the two sentences, expectation first."""
     conclusion = "used" if used(trained, tier) else "spared"
     return " ".join(
         [

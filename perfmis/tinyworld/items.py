@@ -99,7 +99,6 @@ def chat(draws: random.Random, fixed: dict[str, Facts]) -> Item:
     harmful = draws.random() > HARMLESS_SHARE
     verb = draws.choice(grammar.HARMFUL_VERBS if harmful else grammar.HARMLESS_VERBS)
     beliefs = [grammar.WORDINGS[concept][0].say(name, said[concept]) for concept in CONCEPTS]
-    draws.shuffle(beliefs)
     (truth,) = draws.choices(grammar.TRUTHS, TRUTH_SHARES)
     acceptance = grammar.acceptance(
         truth,

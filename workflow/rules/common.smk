@@ -135,3 +135,28 @@ def over_kept(*patterns, steered=False):
 def over_all(*patterns):
     """The patterns for every screened model and training seed."""
     return expand(patterns, model=list(study.models), seed=seeds)
+
+
+def table_output(name, table="table", csv="csv"):
+    """The two files of a table: the parquet that other stages read, and the CSV for people."""
+    labels = {"table": name}
+    for_people = report(
+        f"{root}/tables/{name}.csv",
+        caption=f"../report/{name}.rst",
+        category="Tables",
+        labels=labels,
+    )
+    return {table: f"{root}/tables/{name}.parquet", csv: for_people}
+
+
+def figure_tables(number):
+    """The tables that a figure is drawn from, by name."""
+    return {
+        name: f"{root}/{'screen' if name == 'screen' else 'tables'}/{name}.parquet"
+        for name in FIGURE_TABLES[number]
+    }
+
+
+def figure_options(wildcards, input):
+    """--TABLE FILE of each table."""
+    return [f"--{name} {path}" for name, path in input.items()]

@@ -5,22 +5,11 @@ steered = over_kept(*rules.steering_outcomes.output, steered=True)
 prompted_outcomes = over_kept(*rules.prompting_outcomes.output)
 
 
-def table_output(name):
-    """The two files of a table; the parquet is what other stages read, the CSV is for people."""
-    csv = report(
-        f"{root}/tables/{name}.csv",
-        caption=f"../report/{name}.rst",
-        category="Tables",
-        labels={"table": name},
-    )
-    return [f"{root}/tables/{name}.parquet", csv]
-
-
 rule table_beliefs:
     input:
         over_kept(*rules.beliefs.output),
     output:
-        table_output("beliefs"),
+        **table_output("beliefs"),
     log:
         f"{root}/logs/tables/beliefs.log",
     benchmark:
@@ -35,16 +24,16 @@ rule table_beliefs:
         **stage(stages.table_beliefs),
     shell:
         "python -m perfmis tables.beliefs --settings {params.settings:q} --fingerprint {params.fingerprint}"
-        " --beliefs {input} --output {output[0]} > {log} 2>&1"
+        " --beliefs {input} --output {output.table} > {log} 2>&1"
 
 
 rule table_gaps:
     input:
         screened=screened,
         treated=treated,
-        beliefs=rules.table_beliefs.output[0],
+        beliefs=rules.table_beliefs.output.table,
     output:
-        table_output("gaps"),
+        **table_output("gaps"),
     log:
         f"{root}/logs/tables/gaps.log",
     benchmark:
@@ -59,14 +48,14 @@ rule table_gaps:
         **stage(stages.table_gaps),
     shell:
         "python -m perfmis tables.gaps --settings {params.settings:q} --fingerprint {params.fingerprint}"
-        " --outcomes {input.screened} {input.treated} --beliefs {input.beliefs} --output {output[0]} > {log} 2>&1"
+        " --outcomes {input.screened} {input.treated} --beliefs {input.beliefs} --output {output.table} > {log} 2>&1"
 
 
 rule table_steering:
     input:
         steered,
     output:
-        table_output("steering"),
+        **table_output("steering"),
     log:
         f"{root}/logs/tables/steering.log",
     benchmark:
@@ -81,15 +70,15 @@ rule table_steering:
         **stage(stages.table_steering),
     shell:
         "python -m perfmis tables.steering --settings {params.settings:q} --fingerprint {params.fingerprint}"
-        " --outcomes {input} --output {output[0]} > {log} 2>&1"
+        " --outcomes {input} --output {output.table} > {log} 2>&1"
 
 
 rule table_prompting:
     input:
         prompted_outcomes,
     output:
-        table_output("prompting"),
-        table_output("calibration"),
+        **table_output("prompting"),
+        **table_output("calibration", table="calibration", csv="calibration_csv"),
     log:
         f"{root}/logs/tables/prompting.log",
     benchmark:
@@ -104,7 +93,7 @@ rule table_prompting:
         **stage(stages.table_prompting),
     shell:
         "python -m perfmis tables.prompting --settings {params.settings:q} --fingerprint {params.fingerprint}"
-        " --outcomes {input} --output {output[0]} --calibration {output[2]} > {log} 2>&1"
+        " --outcomes {input} --output {output.table} --calibration {output.calibration} > {log} 2>&1"
 
 
 rule table_profiles:
@@ -113,9 +102,9 @@ rule table_profiles:
         treated=treated,
         steered=steered,
         prompted=prompted_outcomes,
-        gaps=rules.table_gaps.output[0],
+        gaps=rules.table_gaps.output.table,
     output:
-        table_output("profiles"),
+        **table_output("profiles"),
     log:
         f"{root}/logs/tables/profiles.log",
     benchmark:
@@ -131,14 +120,14 @@ rule table_profiles:
     shell:
         "python -m perfmis tables.profiles --settings {params.settings:q} --fingerprint {params.fingerprint}"
         " --outcomes {input.screened} {input.treated} --steering {input.steered} --prompting {input.prompted}"
-        " --gaps {input.gaps} --output {output[0]} > {log} 2>&1"
+        " --gaps {input.gaps} --output {output.table} > {log} 2>&1"
 
 
 rule table_convergence:
     input:
-        rules.table_profiles.output[0],
+        rules.table_profiles.output.table,
     output:
-        table_output("convergence"),
+        **table_output("convergence"),
     log:
         f"{root}/logs/tables/convergence.log",
     benchmark:
@@ -153,14 +142,14 @@ rule table_convergence:
         **stage(stages.table_convergence),
     shell:
         "python -m perfmis tables.convergence --settings {params.settings:q} --fingerprint {params.fingerprint}"
-        " --profiles {input} --output {output[0]} > {log} 2>&1"
+        " --profiles {input} --output {output.table} > {log} 2>&1"
 
 
 rule table_published:
     input:
         "resources/published.csv",
     output:
-        table_output("published"),
+        **table_output("published"),
     log:
         f"{root}/logs/tables/published.log",
     benchmark:
@@ -175,14 +164,14 @@ rule table_published:
         **stage(stages.table_published),
     shell:
         "python -m perfmis tables.published --settings {params.settings:q} --fingerprint {params.fingerprint}"
-        " --source {input} --output {output[0]} > {log} 2>&1"
+        " --source {input} --output {output.table} > {log} 2>&1"
 
 
 rule story:
     input:
         screen=rules.screen.output.table,
-        gaps=rules.table_gaps.output[0],
-        profiles=rules.table_profiles.output[0],
+        gaps=rules.table_gaps.output.table,
+        profiles=rules.table_profiles.output.table,
     output:
         f"{root}/report/story.rst",
     log:
