@@ -59,10 +59,10 @@ def dry_run(folder: Path, *options: str) -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def folder(workdir: Callable[..., Path], repository: Path) -> Path:
-    """A folder in which the study has run once, with the training stack imported once."""
+    """A folder in which the study has run once."""
     made = workdir(copied=("perfmis", "resources", "workflow"))
     shutil.copy(repository / "tests" / STUDY, made / STUDY)
-    said = command(made, sys.executable, "-m", "perfmis", "warm", *SNAKEMAKE)
+    said = study(made, warm=True)
     assert said.returncode == 0, said.stderr[-4000:]
     return made
 
@@ -182,3 +182,14 @@ def test_corrupted_parquet_is_one_line_that_names_it(folder: Path, results: Path
     broken.unlink()
     assert study(folder, "--", target).returncode == 0
     assert pl.read_csv(results / "tables/convergence.csv")["model"].to_list() == ["both"]
+
+
+def test_study_in_which_nobody_passes_the_screen_ends_in_a_report(folder: Path, results: Path) -> None:
+    """No gap anywhere is a result too: empty tables, figures that say so, and a page on who was screened."""
+    said = study(folder, "--config", "screen={keep: auto, minimum_gap: 101}", warm=True)
+    assert said.returncode == 0, said.stderr[-4000:]
+    assert read_json(results / "screen/kept.json")["kept"] == []
+    assert pl.read_parquet(results / "tables/profiles.parquet").is_empty()
+    gaps = pl.read_parquet(results / "tables/gaps.parquet")
+    assert set(gaps["checkpoint"]) == {BASE, ORGANISM}
+    assert "no organism passed the screen" in (results / "report/story.rst").read_text()

@@ -89,7 +89,7 @@ def main(argv: list[str]) -> None:
                 upper.set_title(f"{concept} vector,\n{CONTEXTS[context]} context")
             if number == len(models) - 1:
                 lower.set_xlabel("coefficient α")
-        axes[8 * number].set_ylabel("compliance (%)")
+        axes[8 * number].set_ylabel("comply (%)")
         axes[8 * number + 4].set_ylabel("+ stated (%)")
         offset = (-26, 4 if number else 22)
         look: dict[str, Any] = {"fontsize": 8, "fontstyle": "italic", "va": "bottom"}

@@ -69,7 +69,6 @@ def panel(axis: Axes, rows: list[Row], truth: str, floor: float, limits: tuple[f
     axis.set_xlabel("expectation slope (pp)\n\n" + text, loc="left", linespacing=1.25)
     axis.set_xlim(*limits)
     axis.set_ylim(*limits)
-    axis.set_aspect("equal")
 
 
 def main(argv: list[str]) -> None:
@@ -78,7 +77,8 @@ def main(argv: list[str]) -> None:
     table = inputs.table("profiles").filter(pl.col("truth").is_not_null() & pl.col("method").is_in(ORDER))
     models, floor = inputs.models_of(table), inputs.settings["statistics"]["floor"]
     across = style.columns(len(models))
-    figure, axes = style.panels(len(models), across, style.PAGE, 2.5 if across == 4 else 3.1, sharey=True)
+    width, height = (style.PAGE, 2.6) if across == 4 else (max(2.33 * across, style.COLUMN), 3.2)
+    figure, axes = style.panels(len(models), across, width, height, sharey=True)
     if not models:
         style.empty(axes[0], "no planted-truth model passed the screen")
     ends = [value for name in ("slope_expectation", "slope_consequence") for bound in ("low", "high")
@@ -103,7 +103,7 @@ def main(argv: list[str]) -> None:
         f"Planted truth against what was read: {right} of {len(rows)} readings right"
         + (f", {untested} not tested" if untested else ""),
         handles,
-        5,
+        5 if across > 2 else 1 + across,
         f"Slopes in pp of gap per unit of belief, cross-talk removed; dotted: floor of {floor:g}.",
         style.sizes([row["n"] for row in rows], [row["seeds"] for row in rows], inputs.confidence) if rows else "",
         f"{style.WARNED}: see the warning in the profiles table." if any(row["warning"] for row in rows) else "",

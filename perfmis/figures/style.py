@@ -32,8 +32,8 @@ METHODS = {"prompting": "o", "sdf": "s", "steering:out": "D", "steering:in": "v"
 METHOD_NAMES = {
     "prompting": "prompting",
     "sdf": "SDF",
-    "steering:out": "steering, out",
-    "steering:in": "steering, in",
+    "steering:out": "steer out",
+    "steering:in": "steer in",
 }
 WARNED = "!"
 
@@ -184,8 +184,7 @@ def settle(figure: Figure) -> None:
     """Lay the figure out and keep its places, rounded: the solver's last digits vary from run to run."""
     solver = figure.get_layout_engine()
     assert solver is not None
-    for _ in range(2):  # panels of equal aspect settle in the second pass
-        solver.execute(figure)
+    solver.execute(figure)
     figure.set_layout_engine("none")
     for axis in figure.axes:
         axis.set_position(np.round(axis.get_position(original=True).bounds, 4).tolist())

@@ -124,7 +124,8 @@ def by_vectors(outcomes: pl.DataFrame, context: str, statistics: Row) -> Row | N
         control=pl.col("control").cast(pl.String).fill_null(REAL)
     )
     cells = build(ends, STEERING)
-    pairs = {(key[1], key[2]): (key, (*key[:3], -largest)) for key in cells.keys if key[3] == largest}
+    opposite = {key: (*key[:3], -largest) for key in cells.keys if key[3] == largest}
+    pairs = {(key[1], key[2]): (key, other) for key, other in opposite.items() if other in cells.keys}
     row = _row(
         cells,
         [pairs["expectation", REAL]],
