@@ -124,8 +124,8 @@ def story(screen: pl.DataFrame, gaps: pl.DataFrame, profiles: pl.DataFrame, sett
         f"**How sure.** Intervals are bootstraps over {seeds} training seed(s) and {prompts} prompts, "
         "crossed. "
         + ("One training seed says nothing about the variation between trainings. " if seeds == 1 else "")
-        + "The attribution rule was fixed before any result was read; *not tested* means that an instrument "
-        "moved nothing.",
+        + "The attribution rule was fixed before any result was read, but for its condition on random vectors "
+        "(`perfmis/tables/contrasts.py`); *not tested* means that an instrument moved nothing.",
         "**Were the instruments sound?**",
         checks(gaps, profiles["model"].unique(maintain_order=True).to_list()),
     ]

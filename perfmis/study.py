@@ -272,8 +272,8 @@ class Chain:
 
     @functools.cache
     def table_published(self) -> Stage:
-        """The published numbers."""
-        return _stage("tables.published", {}, files=[f"{RESOURCES}/published.csv"])
+        """The published numbers beside the measured ones."""
+        return _stage("tables.published", {}, [self.table_gaps()], [f"{RESOURCES}/published.csv"])
 
     @functools.cache
     def table_beliefs(self) -> Stage:

@@ -45,9 +45,10 @@ COLUMNS = [
 UP_TO_DATE = "nothing to do: all results are up to date"
 
 
-def study(folder: Path, *options: str) -> "subprocess.CompletedProcess[str]":
-    """Run the smaller study as a user runs the demo."""
-    return command(folder, sys.executable, "-m", "snakemake", "--profile", "demo", "--configfile", STUDY, *options)
+def study(folder: Path, *options: str, warm: bool = False) -> "subprocess.CompletedProcess[str]":
+    """Run the smaller study as a user runs the demo, with or without the training stack imported once."""
+    before = (sys.executable, "-m", "perfmis", "warm") if warm else ()
+    return command(folder, *before, *SNAKEMAKE, *options)
 
 
 def dry_run(folder: Path, *options: str) -> dict[str, int]:

@@ -7,8 +7,11 @@ cross-talk between the families is not mistaken for an effect); a concept is *tr
 interval lies above zero and the slope reaches the floor. A family that moved its own belief by less than
 ``moved`` has tested nothing: its side is *not tested*, which is not *no effect*. The same holds for two
 families that move both beliefs alike, since nothing tells their effects apart then (determinant of the moves
-under ``moved`` squared). Under steering a concept is tracked only if its net also exceeds that of every
-random vector: the spread of those is what a direction without meaning does.
+under ``moved`` squared).
+
+Under steering a concept is tracked only if its net also exceeds that of every random vector: the spread of those
+is what a direction without meaning does. This condition, and the reading of steering per context, were added after
+a first run of the tiny world, in which steering named a side for a model that tracks neither.
 """
 
 from collections.abc import Sequence

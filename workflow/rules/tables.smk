@@ -147,7 +147,8 @@ rule table_convergence:
 
 rule table_published:
     input:
-        "resources/published.csv",
+        source="resources/published.csv",
+        gaps=rules.table_gaps.output.table,
     output:
         **table_output("published"),
     log:
@@ -164,7 +165,7 @@ rule table_published:
         **stage(stages.table_published),
     shell:
         "python -m perfmis tables.published --settings {params.settings:q} --fingerprint {params.fingerprint}"
-        " --source {input} --output {output.table} > {log} 2>&1"
+        " --source {input.source} --gaps {input.gaps} --output {output.table} > {log} 2>&1"
 
 
 rule story:
