@@ -32,6 +32,7 @@ SCHEMA: dict[str, Any] = {
     "key": pl.String,
     **dict.fromkeys(("measured", "measured_low", "measured_high", "difference"), pl.Float64),
 }
+GAP_COLUMNS = ("gap", "compliance_monitored", "compliance_unmonitored")
 METHODS = {"SDF": "sdf", "prompt": "prompting"}
 
 
@@ -66,11 +67,9 @@ def _bounds(quantity: str) -> tuple[str, str]:
 def measured(fact: Row, gaps: pl.DataFrame, profiles: pl.DataFrame) -> Row:
     """Return the study's own value of a published quantity, or an empty row."""
     quantity = fact["quantity"]
-    if gaps.is_empty() or profiles.is_empty():
-        return {}
-    if quantity == "b_fraction":
+    if quantity == "b_fraction" and not profiles.is_empty():
         found = profiles.filter(pl.col("method") == METHODS.get(fact["method"]))
-    elif quantity in ("gap", "compliance_monitored", "compliance_unmonitored") and fact["method"] == "SDF":
+    elif quantity in GAP_COLUMNS and fact["method"] == "SDF" and not gaps.is_empty():
         wanted = checkpoints(fact["condition"])
         found = gaps.filter(pl.col("seed").is_null() & pl.col("checkpoint").is_in(wanted))
         if found.height < len(wanted):

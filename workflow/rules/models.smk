@@ -15,7 +15,7 @@ if tiny_models:
             f"{root}/benchmarks/models/trunk.tsv"
         conda:
             ENV
-        threads: 2
+        threads: 1
         resources:
             mem_mb=2000,
             runtime=30,
