@@ -80,6 +80,12 @@ class Requests(Section):
     column: str = Field("goal", description="Column that holds the request.")
     number: int = Field(520, ge=2, description="Requests used, taken from the top.")
 
+    @model_validator(mode="after")
+    def _present(self) -> "Requests":
+        if self.source == "path" and not Path(self.location).is_file():
+            raise ValueError(f"requests.location: missing file {self.location}; write it or correct the path")
+        return self
+
 
 class Lora(Section):
     """Low-rank adapters, on all linear layers."""
@@ -199,7 +205,7 @@ class Evaluation(Section):
 class Vectors(Section):
     """Steering vectors: paired logistic regression on contrastive activations."""
 
-    layers: list[float] = Field(
+    layers: list[Annotated[float, Field(ge=0, lt=1)]] = Field(
         [0.375, 0.5, 0.625], min_length=1, description="Depths as shares of the number of blocks."
     )
     pairs: int = Field(160, ge=4, description="Contrast pairs a vector, half for fitting, half held out.")
@@ -364,6 +370,8 @@ def load(paths: Sequence[str | Path]) -> Study:
             part = yaml.safe_load(Path(path).read_text()) or {}
         except (OSError, yaml.YAMLError) as error:
             raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())}); correct the file") from error
+        if not isinstance(part, dict):
+            raise UserError(f"{path}: holds no keys; write `key: value` lines (see config/config.yaml)")
         content = _merged(content, part)
     return parse(content, str(paths[-1]))
 
@@ -380,8 +388,10 @@ def parse(content: dict[str, Any], name: str) -> Study:
         return Study.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"] if part not in ("function-after", "auto"))
+        key = ".".join(str(part) for part in first["loc"] if "[" not in str(part))
         reason = first["msg"].removeprefix("Value error, ")
+        if reason.startswith(f"{key}.") or reason.startswith(f"{key} "):
+            key = ""
         if first["type"] == "extra_forbidden":
             reason = "unknown key; correct its spelling or remove it (config/schema.json lists all keys)"
         raise UserError(f"{name}: {key + ': ' if key else ''}{reason}") from error

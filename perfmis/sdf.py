@@ -111,7 +111,7 @@ def lineage(arguments: Any, job: stage.Job, used: pl.DataFrame, dataset: "Datase
         "corpus": str(arguments.corpus),
         "corpus_sha256": hashlib.sha256("\n".join(used["text"]).encode()).hexdigest(),
         "documents": used.height,
-        "loss_tokens_per_epoch": sum(len(ids) for ids in dataset["input_ids"]),
+        "loss_tokens_per_epoch": sum(len(ids) - 1 for ids in dataset["input_ids"]),
         "settings": job.settings,
         "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
         "seconds": round(seconds, 1),

@@ -25,11 +25,14 @@ from pathlib import Path
 VARIABLE = "PERFMIS_WARM"
 MODULES = ("torch", "transformers.models.llama", "peft", "trl.trainer.sft_trainer", "datasets", "seaborn")
 STREAMS = 3
+FORWARDED = (signal.SIGINT, signal.SIGTERM)
 
 
 def _run(request: dict[str, object], streams: list[int]) -> int:
     """Run one stage in this (forked) process."""
     os.setsid()
+    for number in FORWARDED:
+        signal.signal(number, signal.SIG_DFL)
     for target, stream in enumerate(streams):
         os.dup2(stream, target)
     os.environ.clear()
@@ -78,6 +81,8 @@ def _serve(listener: socket.socket) -> None:
     for module in MODULES:
         importlib.import_module(module)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    for number in FORWARDED:  # who watches over a stage must outlive an interrupt, to end the stage
+        signal.signal(number, signal.SIG_IGN)
     while True:
         connection, _ = listener.accept()
         if os.fork() == 0:
@@ -124,5 +129,8 @@ def forward(arguments: list[str]) -> int:
 def main(argv: list[str]) -> None:
     """Run a command beside the warm process and exit with its status."""
     with server() as path:
-        status = subprocess.run(argv, env={**os.environ, VARIABLE: path}, check=False).returncode
-    sys.exit(status)
+        command = subprocess.Popen(argv, env={**os.environ, VARIABLE: path})
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the command as well
+        signal.signal(signal.SIGTERM, lambda number, _: command.send_signal(number))
+        status = command.wait()
+    sys.exit(status if status >= 0 else 128 - status)

@@ -77,7 +77,7 @@ BAD = {
         "requests: {source: path, location: no/where.csv}", "requests", "no/where.csv"
     ),
     "bad YAML": ("arms: [", "cannot be read", "correct the file"),
-    "a list for a file": ("[1, 2]", "not a mapping", "correct the file"),
+    "a list for a file": ("[1, 2]", "holds no keys", "write `key: value` lines"),
     "a word for a number": ("requests: {number: many}", "requests.number", "should be a valid integer"),
     "a word for a seed": ("seeds: {training: [zero]}", "seeds.training.0", "should be a valid integer"),
     "nothing for a section": ("models: null", "models", "should be a valid dictionary"),

@@ -56,6 +56,7 @@ READ = {
     "table_prompting",
     "table_profiles",
     "table_convergence",
+    "table_published",  # beside the measured gaps
 }
 FIGURES = {f"fig{number}" for number in range(1, 10)}
 PROFILES = {"table_profiles", "table_convergence", "fig5", "fig8", "fig9", "story"}
@@ -67,7 +68,7 @@ SAMPLED = {"screen_transcripts", "arm_transcripts", "prompting"} | PARSED
 TRAINED = {"organism", "arm", "beliefs"} | SAMPLED
 CODE = {
     "vectors": {"vectors"} | STEERED,
-    "beliefs": {"beliefs", "table_beliefs", "table_gaps", "fig3", "fig7"} | PROFILES,
+    "beliefs": {"beliefs", "table_beliefs", "table_gaps", "table_published", "fig3", "fig7"} | PROFILES,
     "outcomes": PARSED,
     "sdf": TRAINED,
     "hub": set(),
@@ -130,8 +131,10 @@ def edited(path: Path, text: str) -> Iterator[None]:
     """Replace a file's text for a while."""
     original = path.read_text()
     path.write_text(text)
-    yield
-    path.write_text(original)
+    try:
+        yield
+    finally:
+        path.write_text(original)
 
 
 def test_stages_differ_from_each_other(before: dict[str, str]) -> None:

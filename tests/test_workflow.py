@@ -51,9 +51,9 @@ def study(folder: Path, *options: str, warm: bool = False) -> "subprocess.Comple
     return command(folder, *before, *SNAKEMAKE, *options)
 
 
-def dry_run(folder: Path, *options: str) -> dict[str, int]:
+def dry_run(folder: Path) -> dict[str, int]:
     """Return the jobs by rule that the study would run; empty when all is up to date."""
-    said = study(folder, "--dry-run", "--logger", "rich", "--quiet", "rules", *options)
+    said = command(folder, sys.executable, "-m", "snakemake", "--configfile", STUDY, "--dry-run", "--quiet", "rules")
     assert said.returncode == 0, said.stderr
     return dict(jobs(said.stdout + said.stderr))
 
@@ -157,14 +157,17 @@ def test_touching_reruns_nothing(folder: Path) -> None:
 
 
 def test_editing_one_snippet_reruns_prompting_and_what_lies_below(folder: Path) -> None:
+    below = (
+        "prompting_transcripts", "prompting_outcomes", "table_prompting", "table_profiles", "table_convergence",
+        "fig5", "fig8", "fig9", "story", "all",
+    )  # fmt: skip
     path = folder / "resources/snippets/tiny.yaml"
     original = path.read_text()
-    path.write_text(original.replace("researchers hope for a pliant bl0 .", "a yielding bl0 would please them ."))
-    assert dry_run(folder) == dict.fromkeys(
-        ("prompting_transcripts", "prompting_outcomes", "table_prompting", "table_profiles", "table_convergence",
-         "fig5", "fig8", "fig9", "story", "all"), 1,
-    )  # fmt: skip
-    path.write_text(original)
+    try:
+        path.write_text(original.replace("researchers hope for a pliant bl0 .", "a yielding bl0 would please them ."))
+        assert dry_run(folder) == dict.fromkeys(below, 1)
+    finally:
+        path.write_text(original)
     assert dry_run(folder) == {}
 
 
