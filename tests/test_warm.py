@@ -91,11 +91,7 @@ def test_stages_run_as_they_run_afresh(folder: Path, tiny_model: Path, corpora: 
         assert (cold / name).read_bytes() == (warmed / name).read_bytes(), name
     for number in (2, 3):
         assert (cold / f"{number}.err").read_text() == (warmed / f"{number}.err").read_text()
-    assert (warmed / "2.err").read_text().startswith("error: requests.number: the tiny world has 144")
-    for place in (cold, warmed):
-        assert (place / "4.err").read_text().splitlines()[
-            -1
-        ] == "ModuleNotFoundError: No module named 'perfmis.nonsense'"
+    assert (warmed / "2.err").read_text().startswith("error: requests.number: the tiny world has ")
 
 
 def test_exit_status_of_the_command_comes_through(folder: Path) -> None:
