@@ -27,6 +27,8 @@ TRUNK = {
     "batch": 8,
     "learning_rate": 0.01,
 }
+# The warm process without its imports, for tests of how processes end.
+COLD = "import sys; from perfmis import warm; warm.MODULES = (); warm.main(sys.argv[1:])"
 
 
 def call(stage: str, settings: dict[str, object], *options: object) -> str:
@@ -110,7 +112,7 @@ def training(folder: Path) -> Iterator[Callable[[], tuple["subprocess.Popen[str]
     def start() -> tuple["subprocess.Popen[str]", psutil.Process, psutil.Process]:
         stage = call("tinyworld.trunk", TRUNK, "--output", "trunk")
         process = subprocess.Popen(
-            [sys.executable, "-m", "perfmis", "warm", "bash", "-c", f"{stage}; echo $?"],
+            [sys.executable, "-c", COLD, "bash", "-c", f"{stage}; echo $?"],
             cwd=folder, env=environment(folder), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
             start_new_session=True,
         )  # fmt: skip
