@@ -61,6 +61,8 @@ def screened(screen: pl.DataFrame) -> str:
 
 def read(profiles: pl.DataFrame) -> str:
     """Return the section on what each method reads off each model."""
+    if profiles.is_empty():
+        return "Nothing: no organism passed the screen."
     rows = []
     for r in profiles.sort("model", "method").to_dicts():
         rows.append(
@@ -92,8 +94,10 @@ def recovered(profiles: pl.DataFrame) -> str:
 
 def checks(gaps: pl.DataFrame, models: list[str]) -> str:
     """Return the section on the instruments: malformed answers, the monitoring belief, the neutral arm."""
-    pooled = gaps.filter(pl.col("seed").is_null(), pl.col("scoring") == "tag", pl.col("model").is_in(models))
-    lines = [f"* largest share of malformed answers in any checkpoint: {100 * max(pooled['malformed']):.1f} %"]
+    tagged = gaps.filter(pl.col("seed").is_null(), pl.col("scoring") == "tag")
+    pooled = tagged.filter(pl.col("model").is_in(models)) if models else tagged
+    worst = max(pooled["malformed"], default=0.0)
+    lines = [f"* largest share of malformed answers in any checkpoint: {100 * worst:.1f} %"]
     for model in models:
         rows = {r["checkpoint"]: r for r in pooled.filter(pl.col("model") == model).to_dicts()}
         if NEUTRAL in rows:
@@ -108,7 +112,8 @@ def checks(gaps: pl.DataFrame, models: list[str]) -> str:
 
 def story(screen: pl.DataFrame, gaps: pl.DataFrame, profiles: pl.DataFrame, settings: dict[str, Any]) -> str:
     """Return the whole page."""
-    seeds, prompts = max(profiles["seeds"]), max(profiles["n"])
+    pooled = screen.filter(pl.col("seed").is_null())
+    seeds, prompts = max(pooled["seeds"]), max(pooled["n"])
     percent = f"{100 * settings['statistics']['confidence']:.0f} %"
     parts = [
         "What drives the alignment-faking gap: consequence-tracking (family B, the scheming reading) or "

@@ -122,10 +122,10 @@ class Chain:
 
     @functools.cache
     def arm(self, model: str, seed: int, arm: str) -> Stage:
-        """A second-round adapter."""
+        """A second-round adapter; the audit must have passed before, but does not decide what is learned."""
         arms = self.study.arms
         settings = {"sdf": arms.sdf.model_dump(), "seed": seed, "replay": arms.replay, "mode": arms.mode}
-        upstream = [self.organism(model, seed), self.corpus(arm), self.corpus(ORGANISM), self.audit()]
+        upstream = [self.organism(model, seed), self.corpus(arm), self.corpus(ORGANISM)]
         return _stage("sdf", settings, upstream)
 
     def checkpoint(self, model: str, seed: int, checkpoint: str) -> Stage:

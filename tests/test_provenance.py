@@ -72,7 +72,7 @@ CODE = {
     "outcomes": PARSED,
     "sdf": TRAINED,
     "hub": set(),
-    "requests": {"requests", "audit", "arm", "beliefs"} | SAMPLED,
+    "requests": {"requests", "audit"} | SAMPLED,
     "tinyworld.optimizer": {"trunk", "model"} | TRAINED,
     "tables.convergence": {"table_convergence"},
     "figures.style": FIGURES,

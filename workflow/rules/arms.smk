@@ -5,7 +5,7 @@ rule arm:
         parent=rules.organism.output.lineage,
         corpus=f"{root}/corpora/{{arm}}/documents.parquet",
         replay=f"{root}/corpora/{ORGANISM}/documents.parquet",
-        audit=f"{root}/corpora/audit.json",
+        audit=ancient(f"{root}/corpora/audit.json"),
     output:
         weights=f"{root}/arms/{{model}}/seed{{seed}}/{{arm}}/adapter_model.safetensors",
         config=f"{root}/arms/{{model}}/seed{{seed}}/{{arm}}/adapter_config.json",
