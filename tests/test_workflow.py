@@ -13,8 +13,6 @@ from running import command, jobs
 from perfmis.artifacts import read_json
 from perfmis.vocabulary import ARMS, BASE, NEUTRAL, ORGANISM
 
-pytestmark = pytest.mark.slow
-
 STUDY = "smaller.yaml"
 # One core, so that the test takes as long on a busy machine as on an idle one.
 SNAKEMAKE = (sys.executable, "-m", "snakemake", "--profile", "demo", "--configfile", STUDY, "--cores", "1")
@@ -188,6 +186,7 @@ def test_corrupted_parquet_is_one_line_that_names_it(folder: Path, results: Path
     assert pl.read_csv(results / "tables/convergence.csv")["model"].to_list() == ["both"]
 
 
+@pytest.mark.slow
 def test_study_in_which_nobody_passes_the_screen_ends_in_a_report(folder: Path, results: Path) -> None:
     """No gap anywhere is a result too: empty tables, figures that say so, and a page on who was screened."""
     said = study(folder, "--config", "screen={keep: auto, minimum_gap: 101}", warm=True)
