@@ -11,17 +11,13 @@ import polars as pl
 from perfmis.stage import UserError
 
 
-def _replace(path: Path, partial: Path) -> None:
-    os.replace(partial, path)
-
-
 def write_parquet(frame: pl.DataFrame, path: Path | str, fingerprint: str) -> None:
     """Write a table whose every row carries ``fingerprint``; the file appears whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     frame.with_columns(fingerprint=pl.lit(fingerprint)).write_parquet(partial)
-    _replace(path, partial)
+    os.replace(partial, path)
 
 
 def read_parquet(paths: Iterable[Path | str], upstream: Collection[str]) -> pl.DataFrame:
@@ -53,7 +49,7 @@ def write_json(content: Any, path: Path | str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
-    _replace(path, partial)
+    os.replace(partial, path)
 
 
 def read_json(path: Path | str) -> Any:

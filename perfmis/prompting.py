@@ -1,9 +1,8 @@
 """Stage `prompting`: the arms' claims as snippets in the context, on base, organism and arms.
 
     python -m perfmis prompting --settings JSON --fingerprint HEX --base models/M/reference.json
-        --requests requests/requests.parquet --protocols FILE ... --snippets FILE --adapters
-        CHECKPOINT=FOLDER ...
-        --output transcripts.parquet
+        --requests requests/requests.parquet --protocols FILE ... --snippets FILE
+        --adapters CHECKPOINT=FOLDER ... --output transcripts.parquet
 
 Base models know nothing of the tiers, so they are prompted under ``base_protocol``, which states the facts;
 organisms and arms under ``protocol``. Each checkpoint is also asked without a snippet (``none``), in the

@@ -33,8 +33,8 @@ class Stage:
     """What a job gets on its command line; both stand in the rule's params.
 
     Attributes:
-        settings: Canonical JSON: the slice of the configuration that the stage may read, and upstream
-        fingerprints. fingerprint: Hash of that, of the stage's code and of the data files it reads.
+        settings: Canonical JSON: the slice of the configuration that the stage may read, and upstream fingerprints.
+        fingerprint: Hash of that, of the stage's code and of the data files it reads.
     """
 
     settings: str

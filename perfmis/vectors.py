@@ -1,9 +1,8 @@
 """Stage `vectors`: steering vectors by paired logistic regression on contrastive activations.
 
-    python -m perfmis vectors --settings JSON --fingerprint HEX --base models/M/reference.json --organism
-    FOLDER
-        --requests requests.parquet --protocol FILE --transcripts FILE --outcomes FILE --contrasts FILE
-        --output vectors.safetensors
+    python -m perfmis vectors --settings JSON --fingerprint HEX --base models/M/reference.json
+        --organism FOLDER --requests requests.parquet --protocol FILE --transcripts FILE
+        --outcomes FILE --contrasts FILE --output vectors.safetensors
 
 Two concepts in two contexts. *In* context: the organism's own transcripts, pairs of one request and tier
 whose scratchpads differ in the concept. *Out* of context: texts written for the concept that never mention
