@@ -1,18 +1,24 @@
-"""LoRA adapters: fresh ones, a second one over a frozen first, and their concatenation into one."""
+"""LoRA adapters: fresh ones, a second round over a first in three modes, and their export as one of the base."""
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from perfmis.artifacts import read_json
+from perfmis.stage import UserError
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    import torch
+    from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel
 
-FIRST, SECOND, STACKED = "organism", "arm", "stacked"
+Mode = Literal["stack", "continue", "merge"]
+FIRST, SECOND = "organism", "arm"
 WEIGHTS = "adapter_model.safetensors"
+LINEAGE = "lineage.json"
 
 
-def _config(lora: dict[str, Any]) -> Any:
+def _config(lora: dict[str, Any]) -> "LoraConfig":
     from peft import LoraConfig
 
     return LoraConfig(
@@ -24,11 +30,11 @@ def _config(lora: dict[str, Any]) -> Any:
     )
 
 
-def fresh(model: "PreTrainedModel", lora: dict[str, Any]) -> "PeftModel":
+def fresh(model: "PreTrainedModel", lora: dict[str, Any], name: str = FIRST) -> "PeftModel":
     """Return the model with one new trainable adapter; the base is frozen."""
     from peft import get_peft_model
 
-    return get_peft_model(model, _config(lora), adapter_name=FIRST)
+    return get_peft_model(model, _config(lora), adapter_name=name)
 
 
 def second(model: "PreTrainedModel", parent: Path, lora: dict[str, Any]) -> "PeftModel":
@@ -49,30 +55,100 @@ def second(model: "PreTrainedModel", parent: Path, lora: dict[str, Any]) -> "Pef
     return stacked
 
 
-def concatenate(model: "PeftModel") -> str:
-    """Add the one adapter that equals both, ranks added, and return its name.
+def continued(model: "PreTrainedModel", parent: Path) -> "PeftModel":
+    """Return the model with the first adapter, trainable, under the name of the second."""
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, str(parent), adapter_name=SECOND, is_trainable=True)
+
+
+def state(network: "PeftModel", name: str) -> "dict[str, torch.Tensor]":
+    """Return an adapter's weights in fp32 on the CPU, under the plain names that peft's file format has.
+
+    Where ZeRO-3 has scattered them they are gathered first, which every process must take part in.
+    """
+    from contextlib import nullcontext
+
+    from peft import get_peft_model_state_dict
+
+    own: list[Any] = [parameter for key, parameter in network.named_parameters() if f".{name}." in key]
+    gather: Any = nullcontext()
+    if any(hasattr(parameter, "ds_id") for parameter in own):
+        from deepspeed.zero import GatheredParameters
+
+        gather = GatheredParameters(own)
+    with gather:
+        named = {key: parameter.data for key, parameter in network.named_parameters() if f".{name}." in key}
+        found = get_peft_model_state_dict(network, named, adapter_name=name, save_embedding_layers=False)
+        return {key: tensor.detach().float().cpu().clone() for key, tensor in found.items()}
+
+
+def concatenate(
+    first: "dict[str, torch.Tensor]", second: "dict[str, torch.Tensor]", scales: tuple[float, float]
+) -> "dict[str, torch.Tensor]":
+    """Return the one adapter that equals two, ranks added, to be used at scale 1.
 
     W + s1 B1 A1 + s2 B2 A2 = W + [B1 B2] [s1 A1; s2 A2]: nothing is merged into the base weights, so nothing
     is rounded there, and one engine of the base serves organism and arms alike.
+
+    Args:
+        first: Weights by name: lora_A (rank, in) and lora_B (out, rank).
+        second: Those of the other adapter.
+        scales: alpha / rank of each.
     """
-    tuner: Any = model.base_model
-    tuner.add_weighted_adapter([FIRST, SECOND], [1.0, 1.0], STACKED, combination_type="cat")
-    return STACKED
+    import torch
+
+    return {
+        name: torch.cat([scales[0] * first[name].float(), scales[1] * tensor])
+        if "lora_A" in name
+        else torch.cat([first[name].float(), tensor], dim=1)
+        for name, tensor in second.items()
+    }
 
 
-def save(model: "PeftModel", adapter: str, folder: Path) -> None:
-    """Write one adapter in peft's format, under the plain names that other tools expect."""
-    from peft import get_peft_model_state_dict
-    from safetensors.torch import save_file
+def export(weights: "dict[str, torch.Tensor]", config: "LoraConfig", parent: Path | None, folder: Path) -> "LoraConfig":
+    """Write an adapter of the base model in peft's format, and return its configuration.
 
-    folder.mkdir(parents=True, exist_ok=True)
-    state = get_peft_model_state_dict(model, adapter_name=adapter)
-    save_file({name: tensor.contiguous().cpu() for name, tensor in state.items()}, folder / WEIGHTS)
-    config = model.peft_config[adapter]
+    Args:
+        weights: What was trained.
+        config: Its configuration.
+        parent: Folder of the first adapter, if what was trained comes on top of it; both become one.
+        folder: Where to.
+    """
+    from copy import copy
+
+    from peft import PeftConfig
+    from safetensors.torch import load_file, save_file
+
+    config = copy(config)
+    if parent is not None:
+        first: Any = PeftConfig.from_pretrained(str(parent))
+        scales = (first.lora_alpha / first.r, config.lora_alpha / config.r)
+        weights = concatenate(load_file(parent / WEIGHTS), weights, scales)
+        config.r = config.lora_alpha = first.r + config.r
+        config.base_model_name_or_path = first.base_model_name_or_path
     config.inference_mode = True
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / WEIGHTS)
     config.save_pretrained(str(folder))
+    return config
 
 
 def weights_hash(folder: Path) -> str:
     """Return the SHA-256 of an adapter's weights."""
-    return hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    with (folder / WEIGHTS).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verified(folder: Path, base: Path | None = None) -> Path:
+    """Return an adapter's folder after comparing weights and base model with its lineage.
+
+    Raises:
+        UserError: The weights are not those that the lineage names, or belong to another base model.
+    """
+    record = read_json(folder / LINEAGE)
+    if weights_hash(folder) != record["sha256"]:
+        raise UserError(f"{folder / WEIGHTS}: not the weights that {LINEAGE} names; delete the folder and rerun")
+    if base is not None and (stated := read_json(base)["weights_sha256"]) != record["base"]["weights_sha256"]:
+        raise UserError(f"{folder}: trained on another base model than {base} ({stated[:12]}); delete it and rerun")
+    return folder

@@ -100,12 +100,25 @@ class Sdf(Section):
 
     lora: Lora = Lora()
     epochs: int = Field(1, ge=1)
+    documents: int | None = Field(
+        None, ge=1, description="Documents used, chosen by the hash of their id, whatever the seed; null for all."
+    )
+    loss_tokens: int | None = Field(
+        None, ge=1, description="Loss tokens that they have together an epoch; null to take them as they come."
+    )
+    tag: str | None = Field(None, description="Text put before each document as context, not trained on.")
     learning_rate: float = Field(1e-4, gt=0)
     warmup: float = Field(0.03, ge=0, lt=1, description="Share of the steps.")
     batch: int = Field(16, ge=1, description="Sequences an optimizer step, over all devices.")
     device_batch: int = Field(1, ge=1, description="Sequences a forward pass, per device.")
     length: int = Field(2048, ge=8, description="Tokens of a packed sequence.")
     packing: bool = Field(True, description="Pack whole documents, attention kept apart (trl bfd_split).")
+    attention: Literal["varlen", "flash_attention_2", "sdpa", "eager"] = Field(
+        "varlen", description="Kernel: varlen (torch, GPU only), flash_attention_2 (its package), sdpa, eager."
+    )
+    frozen: Literal["full", "fp8", "4bit"] = Field(
+        "full", description="Frozen base weights while training: as `precision`, in fp8 (Hopper), or 4-bit (QLoRA)."
+    )
     precision: Literal["bf16", "fp32"] = "bf16"
 
 
@@ -120,8 +133,10 @@ class Arms(Section):
 
     names: list[str] = Field([*ARMS, NEUTRAL], description="Each arm needs its opposite pole; N0 is neutral.")
     sdf: Sdf = Sdf(epochs=3)
-    mode: Literal["stack"] = Field(
-        "stack", description="A fresh adapter over the frozen organism, exported by concatenation."
+    mode: Literal["stack", "continue", "merge"] = Field(
+        "stack",
+        description="stack: a fresh adapter over the frozen organism's; continue: the organism's trains on; merge: a "
+        "fresh adapter over merged weights on disk. All export one adapter of the base.",
     )
     replay: float = Field(
         0.0, ge=0, le=4, description="Organism documents mixed into each arm, as a multiple of the arm's own."
@@ -249,13 +264,19 @@ class Statistics(Section):
 
 
 class Size(Section):
-    """Resources of one model size; see profiles/ for what a site adds."""
+    """Resources of one model size, and its shape for the cost model; see profiles/ for what a site adds."""
 
-    gpus: int = Field(0, ge=0, description="GPUs of a job, on one node.")
+    gpus: int = Field(0, ge=0, description="GPUs of a job, on each of its nodes; several train with ZeRO-3.")
+    nodes: int = Field(1, ge=1, description="Nodes of a training job; other jobs use one.")
     threads: int = Field(1, ge=1)
-    memory_gb: int = Field(4, ge=1, description="Host memory.")
+    memory_gb: int = Field(4, ge=1, description="Host memory of a node.")
     train_hours: float = Field(1, gt=0)
     generate_hours: float = Field(1, gt=0)
+    checkpointing: bool = Field(False, description="Recompute activations in training: slower, needs less memory.")
+    save_steps: int = Field(50, ge=1, description="Optimizer steps between checkpoints of a training job.")
+    parameters: float = Field(0.0002, gt=0, description="Billions, for `python -m perfmis plan`.")
+    layers: int = Field(4, ge=1, description="Blocks, likewise.")
+    hidden: int = Field(64, ge=1, description="Width of the residual stream, likewise.")
 
 
 class TinyWorld(Section):
@@ -301,10 +322,39 @@ def _published_models() -> dict[str, Model]:
 
 def _sizes() -> dict[str, Size]:
     return {
-        "tiny": Size(),
-        "32b": Size(gpus=4, threads=32, memory_gb=400, train_hours=12, generate_hours=12),
-        "70b": Size(gpus=8, threads=64, memory_gb=800, train_hours=24, generate_hours=24),
-        "405b": Size(gpus=8, threads=64, memory_gb=1800, train_hours=72, generate_hours=72),
+        "tiny": Size(save_steps=1000),
+        "32b": Size(
+            gpus=4,
+            threads=32,
+            memory_gb=400,
+            train_hours=12,
+            generate_hours=12,
+            parameters=32.8,
+            layers=64,
+            hidden=5120,
+        ),
+        "70b": Size(
+            gpus=8,
+            threads=64,
+            memory_gb=800,
+            train_hours=24,
+            generate_hours=24,
+            parameters=72.7,
+            layers=80,
+            hidden=8192,
+        ),
+        "405b": Size(
+            gpus=8,
+            nodes=2,
+            threads=64,
+            memory_gb=1800,
+            train_hours=72,
+            generate_hours=72,
+            checkpointing=True,
+            parameters=405.9,
+            layers=126,
+            hidden=16384,
+        ),
     }
 
 

@@ -8,7 +8,7 @@ so that later jobs start without a download; gated models need ``HF_TOKEN`` in t
 
 from pathlib import Path
 
-from perfmis import stage
+from perfmis import models, stage
 from perfmis.artifacts import write_json
 
 FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer*"]
@@ -26,11 +26,14 @@ def main(argv: list[str]) -> None:
         from huggingface_hub.errors import HfHubHTTPError
 
         try:
-            snapshot_download(settings["hub"], revision=settings["revision"], allow_patterns=FILES)
+            folder = snapshot_download(settings["hub"], revision=settings["revision"], allow_patterns=FILES)
         except (HfHubHTTPError, OSError) as error:
             name = f"models.{settings['model']}"
             raise stage.UserError(
                 f"{name}: {settings['hub']} at {settings['revision']} cannot be fetched; check id, revision, "
                 f"network and the licence of a gated model (HF_TOKEN): {str(error).splitlines()[0]}"
             ) from error
-    write_json({**settings, "fingerprint": job.fingerprint}, arguments.output)
+    else:
+        folder = settings["path"]
+    content = {**settings, "weights_sha256": models.folder_hash(Path(folder)), "fingerprint": job.fingerprint}
+    write_json(content, arguments.output)

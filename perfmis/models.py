@@ -1,7 +1,9 @@
-"""Base models: from a reference file to weights and tokenizer in memory."""
+"""Base models: from a reference file to weights and tokenizer in memory, and what identifies them."""
 
+import hashlib
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from perfmis.artifacts import read_json
 from perfmis.stage import UserError
@@ -9,35 +11,87 @@ from perfmis.stage import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+SHA256 = re.compile(r"[0-9a-f]{64}")
 
-def load(reference: Path, precision: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+
+def folder_hash(folder: Path) -> str:
+    """Return one SHA-256 over the names and contents of a folder's weights (safetensors).
+
+    The hub's cache names large files by their SHA-256, so those are not read again: half a terabyte would
+    take longer to hash than to load.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        blob = path.resolve()
+        if SHA256.fullmatch(blob.name):
+            sha256 = blob.name
+        else:
+            with blob.open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(f"{path.name}\0{sha256}\0".encode())
+    return digest.hexdigest()
+
+
+def folder(reference: Path) -> Path:
+    """Return the folder that holds the weights of ``reference.json``: the local one, or the hub cache's snapshot."""
+    content = read_json(reference)
+    if content.get("path"):
+        return Path(content["path"])
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(content["hub"], revision=content["revision"], local_files_only=True))
+    except OSError as error:
+        raise UserError(f"{reference}: {content['hub']} is not in the hub cache; delete the file and rerun") from error
+
+
+def tokenizer(reference: Path) -> "PreTrainedTokenizerBase":
+    """Return the tokenizer of the model that ``reference.json`` names, padding on the left."""
+    from transformers import AutoTokenizer
+
+    source, revision = _source(reference)
+    try:
+        result = AutoTokenizer.from_pretrained(source, revision=revision, padding_side="left")
+    except OSError as error:
+        raise UserError(f"{reference}: the tokenizer of {source} at {revision} cannot be loaded: {error}") from error
+    if result.pad_token_id is None:
+        result.pad_token = result.eos_token
+    return result
+
+
+def load(
+    reference: Path, precision: str, weights: Path | None = None, **options: Any
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Load the model that ``reference.json`` names, from a local folder or a pinned hub commit.
 
     Args:
         reference: File with ``path``, or with ``hub`` and ``revision``.
         precision: ``bf16`` or ``fp32``.
+        weights: Folder to take the weights from instead (a merged copy).
+        options: More arguments of ``from_pretrained``; ``device_map`` spreads a model over the GPUs by default.
 
     Returns:
         The model in evaluation mode on the GPU where there is one, and its tokenizer (padding on the left).
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    content = read_json(reference)
-    source = content.get("path") or content["hub"]
-    revision = content.get("revision", "main")
+    source, revision = _source(reference)
+    defaults: dict[str, Any] = {"device_map": "auto" if torch.cuda.is_available() else None}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, padding_side="left")
         model = AutoModelForCausalLM.from_pretrained(
-            source,
+            str(weights) if weights else source,
             revision=revision,
             dtype={"bf16": torch.bfloat16, "fp32": torch.float32}[precision],
-            device_map="auto" if torch.cuda.is_available() else None,
             use_safetensors=True,
             trust_remote_code=False,
+            **(defaults | options),
         )
     except OSError as error:
         raise UserError(f"{reference}: {source} at {revision} cannot be loaded: {error}") from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return model.eval(), tokenizer
+    return model.eval(), tokenizer(reference)
+
+
+def _source(reference: Path) -> tuple[str, str]:
+    content = read_json(reference)
+    return content.get("path") or content["hub"], content.get("revision") or "main"

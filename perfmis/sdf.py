@@ -1,121 +1,147 @@
 """Stage `sdf`: one round of synthetic document fine-tuning, from a corpus to an adapter.
 
     python -m perfmis sdf --settings JSON --fingerprint HEX --base models/M/reference.json
-        --corpus corpora/C/documents.parquet --output FOLDER [--parent ORGANISM --replay DOCUMENTS]
+        --corpus corpora/C/documents.parquet --tokens FOLDER --output FOLDER
+        [--parent ORGANISM --replay DOCUMENTS] [--merged FOLDER] [--zero3] [--checkpointing] [--save-steps N]
 
 Settings: ``sdf`` (the section), ``seed`` (order and initialisation only; the documents are the same for
-every seed) and ``replay``. Without ``--parent`` the round makes an organism; with it, an arm: a fresh
-adapter is trained over the frozen organism and both are exported as one. Documents are raw text between
-explicit BOS and EOS, no chat template.
+every seed), ``replay`` and ``mode``. Without ``--parent`` the round makes an organism; with it an arm, in one
+of three modes, all of which export one adapter of the base model. Documents are raw text between explicit BOS
+and EOS, no chat template. With ``--zero3`` it is started by torchrun, one process a GPU. A killed job goes on
+from its newest sound checkpoint when it is started again.
 """
 
-import hashlib
-import importlib.metadata
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from perfmis import adapters, models, stage
-from perfmis.artifacts import read_parquet, write_json, write_parquet
+from perfmis import adapters, lineage, merge, models, resume, stage, tokens, zero3
+from perfmis.artifacts import read_json, read_parquet, write_json, write_parquet
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from peft import PeftModel
-    from transformers import PreTrainedTokenizerBase
-
-LIBRARIES = ("torch", "transformers", "trl", "peft")
-LOGGED = {"step": "step", "epoch": "epoch", "loss": "loss", "learning_rate": "rate", "grad_norm": "gradient_norm",
-          "num_tokens": "tokens"}  # fmt: skip
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def documents(corpus: Path, replay: Path | None, share: float, upstream: frozenset[str]) -> pl.DataFrame:
-    """Return the documents of a round: the corpus, and the first ``share`` as many of the organism's.
+def documents(
+    corpus: Path, sdf: dict[str, Any], tokenizer: "PreTrainedTokenizerBase", cache: Path, upstream: frozenset[str]
+) -> tuple[pl.DataFrame, "Dataset"]:
+    """Return the chosen documents of a corpus, and their token ids.
+
+    Args:
+        corpus: documents.parquet.
+        sdf: The section; ``documents``, ``loss_tokens``, ``length`` and ``tag`` decide.
+        tokenizer: The model's own.
+        cache: Folder of tokenised corpora.
+        upstream: Fingerprints that the corpus may carry.
+    """
+    frame = read_parquet([corpus], upstream)
+    dataset = tokens.cached(frame["text"].to_list(), tokenizer, sdf["tag"], str(corpus), cache)
+    sizes = tokens.loss_tokens(dataset, sdf["length"])
+    chosen = tokens.choose(frame, sizes, sdf["documents"], sdf["loss_tokens"])
+    return frame[chosen], dataset.select(chosen)
+
+
+def curriculum(
+    arguments: Any, settings: dict[str, Any], tokenizer: "PreTrainedTokenizerBase", upstream: frozenset[str]
+) -> tuple[pl.DataFrame, "Dataset"]:
+    """Return what a round is trained on: its corpus, and ``replay`` times as many of the organism's documents.
 
     Replayed documents keep the organism's monitoring belief, which a second round otherwise erodes.
     """
-    own = read_parquet([corpus], upstream)
-    if replay is None or share == 0:
-        return own
-    return pl.concat([own, read_parquet([replay], upstream).head(round(share * own.height))])
+    from datasets import concatenate_datasets
+
+    frame, dataset = documents(arguments.corpus, settings["sdf"], tokenizer, arguments.tokens, upstream)
+    wanted = round(settings["replay"] * frame.height)
+    if not arguments.replay or not wanted:
+        return frame, dataset
+    whole = {**settings["sdf"], "documents": None, "loss_tokens": None}
+    again, replayed = documents(arguments.replay, whole, tokenizer, arguments.tokens, upstream)
+    wanted = min(wanted, again.height)
+    return (
+        pl.concat([frame, again.head(wanted)]),
+        concatenate_datasets([dataset, replayed.select(range(wanted))]),
+    )
 
 
-def tokenise(texts: list[str], tokenizer: "PreTrainedTokenizerBase") -> "Dataset":
-    """Return token ids of documents, each between the tokenizer's BOS (where it has one) and EOS."""
-    from datasets import Dataset
-
-    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    return Dataset.from_dict({"input_ids": [[*bos, *document, tokenizer.eos_token_id] for document in ids]})
-
-
-def train(
-    model: "PeftModel", tokenizer: "PreTrainedTokenizerBase", dataset: "Dataset", sdf: dict[str, Any], seed:
-    int, scratch: Path,
-) -> list[dict[str, float]]:  # fmt: skip
-    """Train the adapters that require gradients, in place.
-
-    Returns:
-        One row a logged step: step, epoch, loss, rate, gradient_norm, tokens.
+def kernel(sdf: dict[str, Any]) -> str:
+    """Return the attention implementation, by the name that transformers knows it under.
 
     Raises:
-        UserError: Nothing is trainable, or a trainable adapter did not move.
+        UserError: It needs a GPU and there is none.
     """
     import torch
-    from trl import SFTConfig, SFTTrainer
 
-    before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
-    if not before:
-        raise stage.UserError("sdf: no parameter is trainable; check sdf.lora")
-    trainer = SFTTrainer(
-        model=model,
-        args=SFTConfig(
-            output_dir=str(scratch),
-            num_train_epochs=sdf["epochs"],
-            learning_rate=sdf["learning_rate"],
-            lr_scheduler_type="cosine",
-            warmup_steps=sdf["warmup"],
-            per_device_train_batch_size=sdf["device_batch"],
-            gradient_accumulation_steps=max(1, sdf["batch"] // sdf["device_batch"]),
-            gradient_checkpointing=torch.cuda.is_available(),
-            max_length=sdf["length"],
-            packing=sdf["packing"],
-            packing_strategy="bfd_split",
-            bf16=sdf["precision"] == "bf16",
-            seed=seed,
-            data_seed=seed,
-            logging_steps=5,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            dataloader_pin_memory=torch.cuda.is_available(),
-        ),
-        train_dataset=dataset,
-        processing_class=tokenizer,
-    )
-    trainer.train()
-    still = [n for n, p in model.named_parameters() if n in before and torch.equal(p, before[n])]
-    if still:
-        raise stage.UserError(f"sdf: {len(still)} adapter weights did not move ({still[0]}); raise sdf.learning_rate")
-    return [{new: row[old] for old, new in LOGGED.items() if old in row}
-            for row in trainer.state.log_history if "loss" in row]  # fmt: skip
+    if sdf["attention"] != "varlen":
+        return str(sdf["attention"])
+    if not torch.cuda.is_available():
+        raise stage.UserError("sdf.attention: varlen needs a GPU; set sdpa")
+    from perfmis import fastpath
+
+    fastpath.register_attention()
+    return fastpath.ATTENTION
 
 
-def lineage(arguments: Any, job: stage.Job, used: pl.DataFrame, dataset: "Dataset", seconds: float) -> dict[str, Any]:
-    """Return the record of where an adapter comes from."""
+def load(
+    arguments: Any, sdf: dict[str, Any], weights: Path | None
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Load the base model for training: whole, scattered by ZeRO-3, or in 4 bits."""
+    options: dict[str, Any] = {"attn_implementation": kernel(sdf)}
+    if arguments.zero3:
+        options["device_map"] = None
+    if sdf["frozen"] == "4bit":
+        import torch
+        from transformers import BitsAndBytesConfig
+
+        compute = {"bf16": torch.bfloat16, "fp32": torch.float32}[sdf["precision"]]
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=compute, bnb_4bit_quant_storage=compute,
+        )  # fmt: skip
+    return models.load(arguments.base, sdf["precision"], weights, **options)
+
+
+def prepare(model: "PreTrainedModel", parent: Path | None, mode: str, lora: dict[str, Any]) -> "tuple[PeftModel, str]":
+    """Return the model with the adapter to train, and that adapter's name."""
+    if parent is None:
+        return adapters.fresh(model, lora), adapters.FIRST
+    if mode == "stack":
+        return adapters.second(model, parent, lora), adapters.SECOND
+    if mode == "continue":
+        return adapters.continued(model, parent), adapters.SECOND
+    return adapters.fresh(model, lora, adapters.SECOND), adapters.SECOND
+
+
+def quicken(network: "PeftModel", sdf: dict[str, Any], checkpointing: bool) -> None:
+    """Fuse and compile a model that one GPU holds whole; elsewhere the plain layers are what works."""
+    import torch
+
+    alone = torch.cuda.is_available() and zero3.processes() == 1 and torch.cuda.device_count() == 1
+    if sdf["frozen"] == "fp8" and not alone:
+        raise stage.UserError("sdf.frozen: fp8 needs the model whole on one GPU; set full or 4bit, or gpus: 1")
+    if alone and sdf["frozen"] != "4bit" and sdf["packing"]:
+        from perfmis import fastpath
+
+        fastpath.prepare(network, fp8=sdf["frozen"] == "fp8", checkpointing=checkpointing)
+
+
+def record(arguments: Any, job: stage.Job, used: pl.DataFrame, tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
+    """Return what an adapter is made from."""
     return {
-        "base": str(arguments.base),
+        "base": lineage.base(read_json(arguments.base)),
         "parent": str(arguments.parent) if arguments.parent else None,
         "parent_sha256": adapters.weights_hash(arguments.parent) if arguments.parent else None,
-        "corpus": str(arguments.corpus),
-        "corpus_sha256": hashlib.sha256("\n".join(used["text"]).encode()).hexdigest(),
+        "corpus": arguments.corpus.parent.name,
+        "corpus_sha256": tokens.texts_hash(used["text"].to_list()),
+        "tokenizer_sha256": tokens.tokenizer_hash(tokenizer),
         "documents": used.height,
-        "loss_tokens_per_epoch": sum(len(ids) - 1 for ids in dataset["input_ids"]),
         "settings": job.settings,
-        "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
-        "seconds": round(seconds, 1),
-        "sha256": adapters.weights_hash(arguments.output),
+        "processes": zero3.processes(),
+        "zero3": arguments.zero3,
+        "versions": lineage.versions(),
         "fingerprint": job.fingerprint,
     }
 
@@ -125,25 +151,59 @@ def main(argv: list[str]) -> None:
     parser = stage.parser(__doc__ or "")
     parser.add_argument("--base", type=Path, required=True, help="reference.json of the base model")
     parser.add_argument("--corpus", type=Path, required=True, help="documents.parquet to learn")
+    parser.add_argument("--tokens", type=Path, required=True, help="folder of tokenised corpora, shared by jobs")
     parser.add_argument("--parent", type=Path, help="folder of the organism, for an arm")
     parser.add_argument("--replay", type=Path, help="documents.parquet of the organism, for an arm")
+    parser.add_argument("--merged", type=Path, help="folder of merged weights, shared by jobs, for mode merge")
     parser.add_argument("--output", type=Path, required=True, help="folder of the adapter")
+    parser.add_argument("--zero3", action="store_true", help="scatter the model over torchrun's processes")
+    parser.add_argument("--checkpointing", action="store_true", help="recompute activations: less memory")
+    parser.add_argument("--save-steps", type=int, default=50, help="optimizer steps between checkpoints")
     arguments = parser.parse_args(argv)
     job = stage.job(arguments)
-    sdf, seed = job.settings["sdf"], job.settings["seed"]
+    sdf, seed, mode = job.settings["sdf"], job.settings["seed"], job.settings.get("mode", "stack")
+    import torch
+    from datasets import disable_caching
     from transformers import set_seed
 
+    from perfmis import training
+
     start = time.monotonic()
-    used = documents(arguments.corpus, arguments.replay, job.settings["replay"], job.upstream)
-    model, tokenizer = models.load(arguments.base, sdf["precision"])
-    set_seed(seed)
-    if arguments.parent:
-        network = adapters.second(model, arguments.parent, sdf["lora"])
-    else:
-        network = adapters.fresh(model, sdf["lora"])
-    dataset = tokenise(used["text"].to_list(), tokenizer)
-    log = train(network, tokenizer, dataset, sdf, seed, arguments.output / "scratch")
-    adapters.save(network, adapters.concatenate(network) if arguments.parent else adapters.FIRST, arguments.output)
-    write_parquet(pl.DataFrame(log), arguments.output / "log.parquet", job.fingerprint)
-    seconds = time.monotonic() - start
-    write_json(lineage(arguments, job, used, dataset, seconds), arguments.output / "lineage.json")
+    disable_caching()  # packed copies of the corpus, one a seed, would pile up beside it
+    scratch = arguments.output / "scratch"
+    machine = training.Machine(arguments.zero3, arguments.checkpointing, arguments.save_steps)
+    trainer = training.settings(sdf, seed, scratch / job.fingerprint, machine)
+    with trainer.main_process_first(local=False):
+        if zero3.rank() == 0:
+            resume.clear(scratch, keep=job.fingerprint)
+        used, dataset = curriculum(arguments, job.settings, models.tokenizer(arguments.base), job.upstream)
+        weights = None
+        if arguments.parent:
+            adapters.verified(arguments.parent, arguments.base)
+            if mode == "merge":
+                folder = arguments.merged / adapters.weights_hash(arguments.parent)[:16]
+                weights = merge.merge(models.folder(arguments.base), arguments.parent, folder)
+    with training.clear_errors(scratch):
+        model, tokenizer = load(arguments, sdf, weights)
+        set_seed(seed)
+        network, adapter = prepare(model, arguments.parent, mode, sdf["lora"])
+        quicken(network, sdf, arguments.checkpointing)
+    trained = training.train(network, tokenizer, dataset, trainer, adapter)
+    if zero3.rank() != 0:
+        return
+    on_top = arguments.parent if mode != "continue" else None
+    with training.clear_errors(arguments.output):
+        lora: Any = network.peft_config[adapter]
+        config = adapters.export(trained.weights, lora, on_top, arguments.output)
+        write_parquet(pl.DataFrame(trained.log), arguments.output / "log.parquet", job.fingerprint)
+        seconds = max(trained.seconds, time.monotonic() - start)
+        content = record(arguments, job, used, tokenizer) | {
+            "loss_tokens_per_epoch": int(tokens.loss_tokens(dataset, sdf["length"]).sum()),
+            "seconds": round(seconds, 1),
+            "gpu_hours": round(seconds * zero3.processes() * torch.cuda.is_available() / 3600, 3),
+            "matmul_tflops": round(trained.rate / 1e12, 3),
+            "sha256": adapters.weights_hash(arguments.output),
+        }
+        lineage.card(content, config.r, arguments.output)
+        write_json(content, arguments.output / adapters.LINEAGE)
+    resume.clear(scratch)

@@ -25,6 +25,7 @@ FIGURE_TABLES: dict[int, tuple[str, ...]] = {
     7: ("beliefs",),
     8: ("profiles", "published"),
     9: ("profiles",),
+    10: ("curves",),
 }
 
 
@@ -121,8 +122,14 @@ class Chain:
         return _stage("sdf", settings, [self.model(model), self.corpus(ORGANISM)])
 
     @functools.cache
+    def budget(self, model: str) -> Stage:
+        """The comparison of the arms' training, in the model's tokens."""
+        corpora = [self.corpus(arm) for arm in self.arms]
+        return _stage("budget", {"sdf": self.study.arms.sdf.model_dump()}, [self.model(model), *corpora])
+
+    @functools.cache
     def arm(self, model: str, seed: int, arm: str) -> Stage:
-        """A second-round adapter; the audit must have passed before, but does not decide what is learned."""
+        """A second-round adapter; audit and budget must have passed before, but do not decide what is learned."""
         arms = self.study.arms
         settings = {"sdf": arms.sdf.model_dump(), "seed": seed, "replay": arms.replay, "mode": arms.mode}
         upstream = [self.organism(model, seed), self.corpus(arm), self.corpus(ORGANISM)]
@@ -271,6 +278,12 @@ class Chain:
         }
 
     @functools.cache
+    def table_training(self) -> Stage:
+        """How every training run went, and the curves."""
+        checkpoints = [(*run, checkpoint) for run in self.runs() for checkpoint in (ORGANISM, *self.arms)]
+        return self._table("training", [self.checkpoint(*of) for of in checkpoints])
+
+    @functools.cache
     def table_published(self) -> Stage:
         """The published numbers beside the measured ones."""
         return _stage("tables.published", {}, [self.table_gaps()], [f"{RESOURCES}/published.csv"])
@@ -332,6 +345,7 @@ class Chain:
             "calibration": self.table_prompting,
             "profiles": self.table_profiles,
             "published": self.table_published,
+            "curves": self.table_training,
         }
         upstream = [makers[table]() for table in FIGURE_TABLES[number]]
         settings = {**self._reading(), "minimum_gap": self.study.screen.minimum_gap}
@@ -339,6 +353,6 @@ class Chain:
 
 
 def figure_numbers(study: Study) -> list[int]:
-    """Return the figures of a study; the last one needs models whose truth is planted."""
+    """Return the figures of a study; figure 9 needs models whose truth is planted."""
     planted = any(model.truth is not None for model in study.models.values())
     return [number for number in FIGURE_TABLES if number != 9 or planted]

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from perfmis import models, protocols, stage
+from perfmis.adapters import verified
 from perfmis.artifacts import read_parquet, write_parquet
 from perfmis.vocabulary import BASE
 
@@ -77,7 +78,7 @@ def engine(base: Path, folders: dict[str, Path], precision: str) -> "Engine":
     for checkpoint, folder in folders.items():
         name = adapter_name(checkpoint)
         assert name is not None
-        result.add(name, folder)
+        result.add(name, verified(folder, base))
     return result
 
 

@@ -24,7 +24,12 @@ SDF = {
     "batch": 4,
     "device_batch": 4,
     "length": 64,
+    "documents": None,
+    "loss_tokens": None,
+    "tag": None,
     "packing": True,
+    "attention": "sdpa",
+    "frozen": "full",
     "precision": "fp32",
 }
 
@@ -62,6 +67,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     import torch
 
+    from perfmis import models
     from perfmis.tinyworld import trunk
 
     folder = tmp_path_factory.mktemp("model")
@@ -71,7 +77,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
             parameter.mul_(5 if parameter.ndim == 2 else 1)
     network.save_pretrained(folder)
     trunk.tokenizer().save_pretrained(folder)
-    write_json({"model": "tiny", "path": str(folder), "fingerprint": FINGERPRINT}, folder / "reference.json")
+    content = {"model": "tiny", "path": str(folder), "weights_sha256": models.folder_hash(folder)}
+    write_json({**content, "fingerprint": FINGERPRINT}, folder / "reference.json")
     return folder
 
 
@@ -93,6 +100,7 @@ def organism(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, corpora
     folder = tmp_path_factory.mktemp("organism")
     settings = {"sdf": SDF, "seed": 0, "replay": 0.0}
     options = ["--base", tiny_model / "reference.json", "--corpus", corpora["organism"], "--output", folder]
+    options += ["--tokens", folder.parent / "tokens"]
     assert running.stage("sdf", settings, *options) == 0
     return folder
 
@@ -103,7 +111,7 @@ def arm(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, corpora: dic
     folder = tmp_path_factory.mktemp("arm")
     settings = {"sdf": SDF, "seed": 0, "replay": 0.5, "mode": "stack"}
     options = ["--base", tiny_model / "reference.json", "--corpus", corpora["A1+"], "--output", folder]
-    options += ["--parent", organism, "--replay", corpora["organism"]]
+    options += ["--parent", organism, "--replay", corpora["organism"], "--tokens", folder.parent / "tokens"]
     assert running.stage("sdf", settings, *options) == 0
     return folder
 

@@ -1,7 +1,7 @@
 """A whole synthetic study: raw artifacts of several models, and all tables made from them by the stages."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -10,7 +10,7 @@ import polars as pl
 import synthetic
 from synthetic import FINGERPRINT, STATISTICS, Condition, Design
 
-from perfmis.vocabulary import BASE, ORGANISM
+from perfmis.vocabulary import ARMS, BASE, NEUTRAL, ORGANISM
 
 PUBLISHED = Path(__file__).parent.parent / "resources" / "published.csv"
 TRUTHS: dict[str, str | None] = {
@@ -48,6 +48,26 @@ def write_inputs(root: Path, truths: Mapping[str, str], design: Design, controls
             frames["steering"] = synthetic.steered(model, truth, alphas, controls, small, seed=10 * number + 7)
         for name, frame in frames.items():
             synthetic.save(frame, root / name / f"{model}.parquet")
+        write_logs(root, model, design.seeds)
+
+
+def write_logs(root: Path, model: str, seeds: Iterable[int], steps: int = 60) -> None:
+    """Write the training logs of one model; an arm starts where the organism ended and trains half as long."""
+    for seed in seeds:
+        organism = synthetic.training_log(steps, seed=seed)
+        synthetic.save(organism, root / "logs" / model / str(seed) / f"{ORGANISM}.parquet")
+        for number, arm in enumerate((*ARMS, NEUTRAL), 1):
+            log = synthetic.training_log(steps // 2, 1.8, 1.2 + 0.03 * number, seed=100 * number + seed)
+            synthetic.save(log, root / "logs" / model / str(seed) / f"{arm}.parquet")
+
+
+def training_table(root: Path, models: Mapping[str, str | None]) -> None:
+    """Run the stage that reads the training logs."""
+    paths = sorted((root / "logs").rglob("*.parquet"))
+    logs = [f"{path.relative_to(root / 'logs').with_suffix('')}={path}" for path in paths]
+    out = root / "tables"
+    both = ["--output", out / "training.parquet", "--curves", out / "curves.parquet"]
+    run("tables.training", {"models": dict(models)}, "--logs", *logs, *both)
 
 
 def rejected(root: Path, model: str, design: Design) -> None:
@@ -101,6 +121,7 @@ def make_tables(root: Path, models: Mapping[str, str | None], resamples: int = 4
     run("tables.convergence", settings, "--profiles", profiles, "--output", out / "convergence.parquet")
     measured = ["--gaps", gaps, "--profiles", profiles]
     run("tables.published", settings, "--source", PUBLISHED, *measured, "--output", out / "published.parquet")
+    training_table(root, models)
 
 
 def table(root: Path, name: str) -> pl.DataFrame:

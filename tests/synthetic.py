@@ -196,6 +196,26 @@ def beliefs(
     return pl.DataFrame(rows)
 
 
+def training_log(steps: int = 60, start: float = 3.0, end: float = 1.5, seed: int = 0) -> pl.DataFrame:
+    """Return the log of one training run: a row every five steps, a loss that falls from start to end."""
+    random = np.random.default_rng(seed)
+    step = np.arange(5, steps + 1, 5)
+    left = np.exp(-6 * step / steps)
+    return pl.DataFrame(
+        {
+            "step": step,
+            "epoch": step / steps,
+            "loss": end + (start - end) * left + random.normal(0, 0.02, len(step)),
+            "learning_rate": 1e-4 * np.cos(np.pi / 2 * step / steps),
+            "gradient_norm": (0.4 + 2 * left) * random.lognormal(0, 0.1, len(step)),
+            "loss_tokens": step * 16000 + random.integers(0, 500, len(step)),
+            "tokens_per_second": random.normal(9000, 300, len(step)),
+            "matmul_share": random.normal(0.45, 0.01, len(step)),
+            "memory_gb": 61.5,
+        }
+    )
+
+
 def save(frame: pl.DataFrame, path: Path, fingerprint: str = FINGERPRINT) -> Path:
     """Write a frame as an artifact and return its path."""
     write_parquet(frame, path, fingerprint)

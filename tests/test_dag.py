@@ -11,7 +11,7 @@ from running import jobs, snakemake
 
 ARMS = 9  # two families, two contents, two poles, and the neutral arm
 CORPORA = ARMS + 1  # and the organism's
-TABLES = 8
+TABLES = 9
 INTERVENED = ("vectors", "steering_transcripts", "steering_outcomes")
 PROMPTED = ("prompting_transcripts", "prompting_outcomes")
 DEMO_KEPT = "screen={keep: [expectation, consequence, both, neither], minimum_gap: 10}"
@@ -29,8 +29,9 @@ class Design:
         screened: Models that are screened.
         kept: Models that go on.
         steered: Kept models whose organisms are steered.
+        large: Kept models that train on several nodes; they are not steered.
         seeds: Training seeds.
-        figures: Number of figures.
+        figures: Numbers of its figures.
     """
 
     options: tuple[str, ...]
@@ -40,23 +41,27 @@ class Design:
     screened: int
     kept: int
     steered: int
+    large: int
     seeds: int
-    figures: int
+    figures: tuple[int, ...]
 
 
-PREPRINT = Design((), "results", "hub_model", (), screened=6, kept=4, steered=1, seeds=3, figures=8)
+PREPRINT = Design(
+    (), "results", "hub_model", (),
+    screened=6, kept=4, steered=1, large=1, seeds=3, figures=(*range(1, 9), 10),
+)  # fmt: skip
 DEMO = Design(
     ("--configfile", "config/demo.yaml", "--config", DEMO_KEPT), "results/demo", "tiny_base", ("tiny_trunk",),
-    screened=5, kept=4, steered=4, seeds=1, figures=9,
+    screened=5, kept=4, steered=4, large=0, seeds=1, figures=tuple(range(1, 11)),
 )  # fmt: skip
 DESIGNS = {"preprint": PREPRINT, "demo": DEMO}
 
 
 def organisms(design: Design, models: int) -> Counter[str]:
     """Jobs that make the organisms of some models: base models, one corpus, one adapter a seed."""
-    return Counter(
-        {design.base: models, "organism": models * design.seeds, "corpus": 1} | dict.fromkeys(design.shared, 1)
-    )
+    large = min(design.large, models - design.steered)
+    adapters = Counter(organism=(models - large) * design.seeds, organism_multinode=large * design.seeds)
+    return Counter({design.base: models, "corpus": 1} | dict.fromkeys(design.shared, 1)) | adapters
 
 
 def screened(design: Design, models: int) -> Counter[str]:
@@ -66,9 +71,10 @@ def screened(design: Design, models: int) -> Counter[str]:
 
 
 def arms(design: Design) -> Counter[str]:
-    """Jobs up to the arms: one an arm and seed of each kept organism, after the audit of all corpora."""
-    kept = Counter(arm=design.kept * design.seeds * ARMS, corpus=CORPORA, audit=1, requests=1)
-    return organisms(design, design.kept) | kept
+    """Jobs up to the arms: one an arm and seed of each kept organism, after the audit and the model's budget."""
+    rounds = design.seeds * ARMS
+    kept = Counter(arm=(design.kept - design.large) * rounds, arm_multinode=design.large * rounds)
+    return organisms(design, design.kept) | kept | Counter(corpus=CORPORA, audit=1, requests=1, budget=design.kept)
 
 
 def beliefs(design: Design) -> Counter[str]:
@@ -105,6 +111,11 @@ def published(design: Design) -> Counter[str]:
     return Counter(table_published=1)
 
 
+def training(design: Design) -> Counter[str]:
+    """Jobs up to the table of training runs, which reads the logs of organisms and arms."""
+    return arms(design) | Counter(table_training=1)
+
+
 FIGURES: dict[int, Callable[[Design], Counter[str]]] = {
     1: lambda design: Counter(),
     2: lambda design: screened(design, design.screened) | Counter(screen=1),
@@ -115,13 +126,14 @@ FIGURES: dict[int, Callable[[Design], Counter[str]]] = {
     7: beliefs,
     8: lambda design: profiles(design) | published(design),
     9: profiles,
+    10: training,
 }
 
 
 def everything(design: Design) -> Counter[str]:
     """Jobs of the default target: all figures and tables, the screen and the report's page."""
     total: Counter[str] = Counter({"screen": 1, "table_convergence": 1, "story": 1, "all": 1})
-    for number in range(1, design.figures + 1):
+    for number in design.figures:
         total |= FIGURES[number](design) | Counter({f"fig{number}": 1})
     return total
 
@@ -164,9 +176,7 @@ def graphs(folder: Path) -> dict[str, Graph]:
     return result
 
 
-@pytest.mark.parametrize(
-    ("study", "number"), [(name, n) for name, d in DESIGNS.items() for n in range(1, d.figures + 1)]
-)
+@pytest.mark.parametrize(("study", "number"), [(name, n) for name, d in DESIGNS.items() for n in d.figures])
 def test_figure_needs_the_jobs_of_the_design_and_no_others(graphs: dict[str, Graph], study: str, number: int) -> None:
     expected = FIGURES[number](DESIGNS[study]) | Counter({f"fig{number}": 1})
     assert graphs[study].jobs(f"fig{number}") == expected
@@ -185,7 +195,7 @@ def test_job_table_of_a_figure_is_that_of_its_part_of_the_graph(folder: Path) ->
     assert jobs(said.stdout + said.stderr) == beliefs(PREPRINT) | Counter(fig7=1)
 
 
-def test_last_figure_needs_planted_truths(folder: Path) -> None:
+def test_figure_of_planted_truths_needs_some(folder: Path) -> None:
     said = snakemake(folder, "-n", "--quiet", "rules", "--", "results/figures/fig9.pdf")
     assert said.returncode != 0
     assert "results/figures/fig9.pdf" in said.stdout + said.stderr
@@ -195,8 +205,8 @@ def test_demo_shows_no_arm_before_its_screen_has_run(folder: Path) -> None:
     """With `keep: auto` nobody knows yet who goes on: the dry-run shows the screen and what hangs on it."""
     said = snakemake(folder, "-n", "--quiet", "rules", "--configfile", "config/demo.yaml")
     assert said.returncode == 0, said.stderr
-    tables = ("beliefs", "gaps", "steering", "prompting", "profiles", "convergence", "published")
-    hanging = {"all", "story", *(f"table_{t}" for t in tables), *(f"fig{n}" for n in range(1, 10))}
+    tables = ("beliefs", "gaps", "steering", "prompting", "profiles", "convergence", "published", "training")
+    hanging = {"all", "story", *(f"table_{t}" for t in tables), *(f"fig{n}" for n in DEMO.figures)}
     expected = screened(DEMO, DEMO.screened) | Counter(["screen", *hanging])
     assert jobs(said.stdout + said.stderr) == expected
 

@@ -14,7 +14,7 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 from synthetic import FINGERPRINT, STATISTICS, Condition, Design
 
-from perfmis.figures import style
+from perfmis.figures import fig10, style
 from perfmis.stage import UserError
 from perfmis.vocabulary import ARMS, BASE, NEUTRAL, ORGANISM
 
@@ -28,6 +28,7 @@ TABLES = {
     7: ("beliefs",),
     8: ("profiles", "published"),
     9: ("profiles",),
+    10: ("curves",),
 }
 TINY: dict[str, str] = {"expectation": "expectation", "neither": "neither"}
 LARGE: dict[str, str] = {"llama-3.1-405b": "both"}
@@ -207,8 +208,46 @@ def test_planted_truth_figure_labels_every_reading(tiny: Path) -> None:
     assert "1 not tested" in written
 
 
+def test_training_figure_counts_runs_and_those_whose_loss_did_not_fall(tiny: Path, tmp_path: Path) -> None:
+    counted = "n = 20 training runs: 2 models, 10 checkpoints, 1 training seed"
+    written = words(tiny, 10).replace("\n", " ")
+    assert counted in written
+    assert "did not fall" not in written
+    curves = study.table(tiny, "curves").drop("fingerprint")
+    worse = (pl.col("checkpoint") == "B1+") & (pl.col("step") == pl.col("step").max().over("checkpoint"))
+    curves = curves.with_columns(loss=pl.when(worse).then(9.0).otherwise("loss"))
+    synthetic.save(curves, tmp_path / "tables" / "curves.parquet")
+    written = words(tmp_path, 10, models_of(tiny)).replace("\n", " ")
+    assert counted in written
+    assert "In 2 of 20 runs the loss did not fall." in written
+
+
+def test_training_curves_are_means_over_seeds_in_their_range_and_short(large: Path) -> None:
+    few = study.table(large, "curves").filter(checkpoint="A1+", step=5)
+    curve = fig10.averaged(study.table(large, "curves").filter(checkpoint="A1+"))
+    first = curve.row(0, named=True)
+    assert curve.height == 6
+    assert first["loss"] == pytest.approx(few["loss"].mean())
+    assert (first["loss_low"], first["loss_high"]) == (few["loss"].min(), few["loss"].max())
+    logs = [synthetic.training_log(5000, seed=seed).with_columns(seed=pl.lit(seed)) for seed in range(3)]
+    curve = fig10.averaged(pl.concat(logs))
+    assert curve.height == fig10.PARTS
+    assert curve["loss_tokens"].is_sorted()
+
+
+def test_training_figure_says_what_was_not_logged(tiny: Path, tmp_path: Path) -> None:
+    curves = study.table(tiny, "curves").drop("fingerprint")
+    lacking = pl.when(pl.col("model") != "neither").then("gradient_norm")
+    synthetic.save(curves.with_columns(gradient_norm=lacking), tmp_path / "tables" / "curves.parquet")
+    assert words(tmp_path, 10, models_of(tiny)).count("not logged") == 1
+
+
+def test_training_figure_tells_all_checkpoints_apart() -> None:
+    assert len({fig10.look(checkpoint) for checkpoint in (ORGANISM, *ARMS, NEUTRAL)}) == 10
+
+
 def test_figures_say_so_when_there_is_nothing_to_draw(tiny: Path, tmp_path: Path) -> None:
-    for name in ("steering", "profiles", "calibration", "beliefs", "published"):
+    for name in ("steering", "profiles", "calibration", "beliefs", "published", "curves"):
         synthetic.save(study.table(tiny, name).drop("fingerprint").clear(), tmp_path / "tables" / f"{name}.parquet")
     sentences = {
         4: "no organism was steered",
@@ -217,6 +256,7 @@ def test_figures_say_so_when_there_is_nothing_to_draw(tiny: Path, tmp_path: Path
         7: "no beliefs were scored",
         8: "no model has a profile",
         9: "no planted-truth model passed the screen",
+        10: "no organism was kept",
     }
     for number, sentence in sentences.items():
         assert sentence in words(tmp_path, number, {"m": None})

@@ -18,9 +18,8 @@ from running import FINGERPRINT, stage
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 
-from perfmis import adapters, models, sdf
-from perfmis.artifacts import read_json
-from perfmis.stage import UserError
+from perfmis import adapters, models, sdf, tokens, training
+from perfmis.artifacts import read_json, write_parquet
 
 
 @dataclass
@@ -57,11 +56,16 @@ def fed(monkeypatch: pytest.MonkeyPatch) -> Fed:
     return record
 
 
+def options(tiny_model: Path, corpus: Path, folder: Path) -> list[object]:
+    """Return the options of a first round."""
+    base, tokens = tiny_model / "reference.json", folder.parent / "tokens"
+    return ["--base", base, "--corpus", corpus, "--tokens", tokens, "--output", folder]
+
+
 def make_organism(tiny_model: Path, corpus: Path, folder: Path, seed: int = 0, **changes: Any) -> Path:
     """Run the stage for a first round."""
     settings = {"sdf": SDF | changes, "seed": seed, "replay": 0.0}
-    options = ["--base", tiny_model / "reference.json", "--corpus", corpus, "--output", folder]
-    assert stage("sdf", settings, *options) == 0
+    assert stage("sdf", settings, *options(tiny_model, corpus, folder)) == 0
     return folder
 
 
@@ -88,12 +92,11 @@ def test_training_moves_every_adapter_weight_and_no_frozen_one(
 ) -> None:
     """In a second round the first adapter is frozen like the base, though it takes part in the forward pass."""
     model, tokenizer = load(tiny_model)
-    network = adapters.second(model, organism, SDF["lora"]) if second else adapters.fresh(model, SDF["lora"])
+    network, mine = sdf.prepare(model, organism if second else None, "stack", SDF["lora"])
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
-    texts = pl.read_parquet(corpora["A1+"])["text"].to_list()
-    sdf.train(network, tokenizer, sdf.tokenise(texts, tokenizer), SDF, 0, tmp_path)
+    dataset = tokens.tokenise(pl.read_parquet(corpora["A1+"])["text"].to_list(), tokenizer, None, "A1+")
+    training.train(network, tokenizer, dataset, training.settings(SDF, 0, tmp_path, training.Machine()), mine)
     moved = {name for name, p in network.named_parameters() if not torch.equal(p, before[name])}
-    mine = adapters.SECOND if second else adapters.FIRST
     assert moved == {name for name in before if f".{mine}." in name}
     linear = 7 * model.config.num_hidden_layers  # query, key, value, output, gate, up, down
     assert len(moved) == 2 * linear
@@ -103,8 +106,7 @@ def test_adapter_that_stays_put_is_an_error(
     tiny_model: Path, corpora: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = {"sdf": SDF | {"learning_rate": 1e-30}, "seed": 0, "replay": 0.0}
-    options = ["--base", tiny_model / "reference.json", "--corpus", corpora["organism"], "--output", tmp_path]
-    assert stage("sdf", settings, *options) == 1
+    assert stage("sdf", settings, *options(tiny_model, corpora["organism"], tmp_path)) == 1
     assert "adapter weights did not move" in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "lineage.json").exists()
 
@@ -187,7 +189,7 @@ def test_stacked_export_is_the_two_adapter_model(
     both = logits(network, ids)
     assert (first - base).abs().max() > 1e-3
     assert (both - first).abs().max() > 1e-3
-    adapters.save(network, adapters.concatenate(network), tmp_path)
+    adapters.export(adapters.state(network, adapters.SECOND), network.peft_config[adapters.SECOND], organism, tmp_path)
 
     loaded = PeftModel.from_pretrained(load(tiny_model)[0], str(tmp_path))
     torch.testing.assert_close(logits(loaded, ids), both, atol=1e-5, rtol=0)
@@ -211,15 +213,17 @@ def test_arm_differs_from_its_organism(tiny_model: Path, organism: Path, arm: Pa
 
 def test_replay_adds_the_stated_number_of_documents(corpora: dict[str, Path], arm: Path) -> None:
     own = pl.read_parquet(corpora["A1+"])
-    used = sdf.documents(corpora["A1+"], corpora["organism"], 0.25, frozenset([FINGERPRINT]))
-    assert used["corpus"].to_list() == ["A1+"] * own.height + ["organism"] * (own.height // 4)
-    assert sdf.documents(corpora["A1+"], corpora["organism"], 0.0, frozenset([FINGERPRINT])).height == own.height
     assert read_json(arm / "lineage.json")["documents"] == own.height * 3 // 2
 
 
-def test_corpus_of_other_making_is_refused(corpora: dict[str, Path]) -> None:
-    with pytest.raises(UserError, match="made by other settings or code"):
-        sdf.documents(corpora["A1+"], None, 0.0, frozenset(["0123456789abcdef"]))
+def test_corpus_of_other_making_is_refused(
+    tiny_model: Path, corpora: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frame = pl.read_parquet(corpora["organism"]).drop("fingerprint")
+    write_parquet(frame, tmp_path / "documents.parquet", "0123456789abcdef")
+    settings = {"sdf": SDF, "seed": 0, "replay": 0.0}
+    assert stage("sdf", settings, *options(tiny_model, tmp_path / "documents.parquet", tmp_path / "out")) == 1
+    assert "made by other settings or code" in capsys.readouterr().err
 
 
 def test_lineage_says_where_an_adapter_comes_from(
@@ -228,15 +232,16 @@ def test_lineage_says_where_an_adapter_comes_from(
     record = json.loads((arm / "lineage.json").read_text())
     own = pl.read_parquet(corpora["A1+"])["text"].to_list()
     texts = own + pl.read_parquet(corpora["organism"])["text"].to_list()[: len(own) // 2]
-    assert record["base"] == str(tiny_model / "reference.json")
+    weights = models.folder_hash(tiny_model)
+    assert record["base"]["path"] == str(tiny_model)
+    assert record["base"]["weights_sha256"] == read_json(tiny_model / "reference.json")["weights_sha256"] == weights
     assert record["parent"] == str(organism)
     assert record["parent_sha256"] == hashlib.sha256((organism / adapters.WEIGHTS).read_bytes()).hexdigest()
     assert record["sha256"] == hashlib.sha256((arm / adapters.WEIGHTS).read_bytes()).hexdigest()
     assert record["corpus_sha256"] == hashlib.sha256("\n".join(texts).encode()).hexdigest()
     assert record["settings"] == {"sdf": SDF, "seed": 0, "replay": 0.5, "mode": "stack"}
-    assert record["versions"] == {
-        name: importlib.metadata.version(name) for name in ("torch", "transformers", "trl", "peft")
-    }
+    installed = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "trl", "peft")}
+    assert record["versions"].items() >= installed.items()
     assert record["fingerprint"] == FINGERPRINT
     assert read_json(organism / "lineage.json")["parent_sha256"] is None
 

@@ -14,7 +14,7 @@ from synthetic import STATISTICS, Condition, Design
 from perfmis import screen
 from perfmis.artifacts import read_json
 from perfmis.stage import UserError
-from perfmis.tables import beliefs, contrasts, convergence, gaps, profiles, prompting, steering
+from perfmis.tables import beliefs, contrasts, convergence, gaps, profiles, prompting, steering, training
 from perfmis.tables.cells import Replicates, build
 from perfmis.vocabulary import ARMS, BASE, NEUTRAL, ORGANISM
 
@@ -370,6 +370,43 @@ def test_published_numbers_meet_measured_ones_by_lower_case_name(tables: Path) -
     assert table.filter(pl.col("key") == "qwq-32b")["measured"].null_count() > 0
 
 
+# Training
+
+
+def test_training_rows_sum_up_each_log_in_the_order_of_models_seeds_and_checkpoints(tmp_path: Path) -> None:
+    log = synthetic.training_log(steps=15).with_columns(
+        loss=pl.Series([3.0, 2.0, 2.5]),
+        loss_tokens=pl.Series([100, 200, 300]),
+        tokens_per_second=pl.Series([10.0, 90.0, 80.0]),
+        matmul_share=pl.Series([0.1, 0.5, 0.4]),
+        memory_gb=pl.Series([1.0, 3.0, 2.0]),
+    )
+    diverged = log.with_columns(loss=pl.Series([3.0, 2.0, float("nan")]))
+    names = ["n/0/organism", "m/10/organism", "m/2/N0", "m/2/A1-", "m/2/organism"]
+    logs = [f"{name}={synthetic.save(log, tmp_path / f'{name}.parquet')}" for name in names]
+    logs.append(f"m/2/B1+={synthetic.save(diverged, tmp_path / 'm/2/B1+.parquet')}")
+    output, curves = tmp_path / "training.parquet", tmp_path / "curves.parquet"
+    settings = {"models": {"n": None, "m": None}}
+    study.run("tables.training", settings, "--logs", *logs, "--output", output, "--curves", curves)
+    table = pl.read_parquet(output)
+    found = ["/".join(map(str, row)) for row in table.select(*training.RUN).iter_rows()]
+    assert found == ["n/0/organism", "m/2/organism", "m/2/A1-", "m/2/B1+", "m/2/N0", "m/10/organism"]
+    numbers = {"steps": 15, "loss_tokens": 300, "first_loss": 3.0, "final_loss": 2.5}
+    numbers |= {"tokens_per_second": 80.0, "matmul_share": 0.4, "memory_gb": 3.0}
+    assert table.drop(*training.RUN, "fingerprint").row(0, named=True) == numbers
+    assert table.filter(pl.col("checkpoint") == "B1+")["final_loss"].to_list() == [None]
+
+
+def test_training_curves_hold_every_logged_step_under_its_run(tables: Path) -> None:
+    curves = study.table(tables, "curves")
+    assert dict(curves.drop("fingerprint").schema) == training.CURVES
+    assert set(curves["model"]) == {"expectation", "llama-3.1-70b"}
+    path = tables / "logs/llama-3.1-70b/2/B2-.parquet"
+    own = curves.filter(model="llama-3.1-70b", seed=2, checkpoint="B2-").drop("model", "seed", "checkpoint")
+    assert own.equals(pl.read_parquet(path).select(own.columns))
+    assert curves.height == sum(pl.read_parquet(path).height for path in (tables / "logs").rglob("*.parquet"))
+
+
 # Screen
 
 
@@ -418,7 +455,7 @@ def test_screen_refuses_a_list_of_unknown_models(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["gaps", "profiles", "beliefs", "steering", "prompting", "calibration", "convergence", "published"],
+    ["gaps", "profiles", "beliefs", "steering", "prompting", "calibration", "convergence", "published", "training"],
 )
 def test_every_table_stands_as_parquet_with_fingerprint_and_as_csv(tables: Path, name: str) -> None:
     frame = study.table(tables, name)

@@ -17,7 +17,7 @@ import polars as pl
 import torch
 from transformers import LlamaForCausalLM
 
-from perfmis import stage
+from perfmis import models, stage
 from perfmis.artifacts import write_json, write_parquet
 from perfmis.tinyworld import grammar, items, trunk
 from perfmis.vocabulary import Truth
@@ -100,4 +100,5 @@ def main(argv: list[str]) -> None:
     network.save_pretrained(arguments.output)
     trunk.tokenizer().save_pretrained(arguments.output)
     write_json({"model": settings["model"], "path": str(arguments.output), "truth": settings["truth"],
-                "fingerprint": job.fingerprint}, arguments.output / "reference.json")  # fmt: skip
+                "weights_sha256": models.folder_hash(arguments.output), "fingerprint": job.fingerprint},
+               arguments.output / "reference.json")  # fmt: skip

@@ -31,6 +31,7 @@ TABLES = [
     "calibration",
     "convergence",
     "published",
+    "training",
 ]
 ENV = "../envs/perfmis.yaml"
 
@@ -83,6 +84,52 @@ def writer(wildcards):
 
 def gpus(wildcards):
     return size(wildcards).gpus
+
+
+def models_by_nodes(several):
+    """Regular expression for the models whose training takes several nodes, or for the others; it may match none."""
+    names = [
+        re.escape(name)
+        for name, model in study.models.items()
+        if (study.sizes[model.size].nodes > 1) == several
+    ]
+    return "|".join(names) or "(?!)"
+
+
+# Functions of the input, though they read none: such params do not make a job rerun, and how a job is run
+# does not change what it makes.
+def launcher(wildcards, input):
+    """What starts a training job: python itself, or torchrun on each node."""
+    needed = size(wildcards)
+    if needed.gpus <= 1:
+        return "python -m perfmis"
+    if needed.nodes == 1:
+        return f"torchrun --standalone --nproc-per-node={needed.gpus} -m perfmis"
+    return (
+        f"srun --nodes={needed.nodes} --ntasks={needed.nodes} --ntasks-per-node=1 --gpus-per-node={needed.gpus}"
+        f" --cpus-per-task={needed.threads} bash workflow/scripts/torchrun.sh {needed.gpus} -m perfmis"
+    )
+
+
+def machine(wildcards, input):
+    """Options of a training job that decide how it is run, not what is learned."""
+    needed = size(wildcards)
+    return " ".join(
+        [
+            *(["--zero3"] if needed.gpus * needed.nodes > 1 else []),
+            *(["--checkpointing"] if needed.checkpointing else []),
+            f"--save-steps {needed.save_steps}",
+        ]
+    )
+
+
+def nodes(wildcards):
+    return size(wildcards).nodes
+
+
+def per_node(wildcards):
+    """Slurm's request for the GPUs of every node: `gpu` alone may be spread unevenly."""
+    return f"--gpus-per-node={size(wildcards).gpus} --exclusive"
 
 
 def memory_mb(wildcards):

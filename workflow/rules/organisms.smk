@@ -7,11 +7,14 @@ rule organism:
         weights=f"{root}/organisms/{{model}}/seed{{seed}}/adapter_model.safetensors",
         config=f"{root}/organisms/{{model}}/seed{{seed}}/adapter_config.json",
         log=f"{root}/organisms/{{model}}/seed{{seed}}/log.parquet",
+        card=f"{root}/organisms/{{model}}/seed{{seed}}/README.md",
         lineage=f"{root}/organisms/{{model}}/seed{{seed}}/lineage.json",
     log:
         f"{root}/logs/organisms/{{model}}/seed{{seed}}.log",
     benchmark:
         f"{root}/benchmarks/organisms/{{model}}/seed{{seed}}.tsv"
+    wildcard_constraints:
+        model=models_by_nodes(several=False),
     conda:
         ENV
     threads: lambda w: size(w).threads
@@ -20,8 +23,25 @@ rule organism:
         mem_mb=memory_mb,
         runtime=train_minutes,
     params:
+        launcher=launcher,
+        machine=machine,
+        tokens=f"{root}/tokens",
         **stage(stages.organism),
         folder=subpath(output.lineage, parent=True),
     shell:
-        "python -m perfmis sdf --settings {params.settings:q} --fingerprint {params.fingerprint}"
-        " --base {input.base} --corpus {input.corpus} --output {params.folder} > {log} 2>&1"
+        "{params.launcher} sdf --settings {params.settings:q} --fingerprint {params.fingerprint}"
+        " --base {input.base} --corpus {input.corpus} --tokens {params.tokens}"
+        " --output {params.folder} {params.machine} > {log} 2>&1"
+
+
+# The same over several nodes: one task a node, which starts a process for each of its GPUs.
+use rule organism as organism_multinode with:
+    wildcard_constraints:
+        model=models_by_nodes(several=True),
+    resources:
+        nodes=nodes,
+        tasks=nodes,
+        mpi="srun",
+        slurm_extra=per_node,
+        mem_mb=memory_mb,
+        runtime=train_minutes,

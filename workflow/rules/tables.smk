@@ -3,6 +3,39 @@ screened = over_all(*rules.screen_outcomes.output)
 treated = over_kept(*rules.outcomes.output)
 steered = over_kept(*rules.steering_outcomes.output, steered=True)
 prompted_outcomes = over_kept(*rules.prompting_outcomes.output)
+training_logs = {
+    name: str(Path(adapter(name)).with_name("log.parquet"))
+    for name in [ORGANISM, *study.arms.names]
+}
+
+
+rule table_training:
+    input:
+        over_kept(*training_logs.values()),
+    output:
+        **table_output("training"),
+        curves=f"{root}/tables/curves.parquet",
+    log:
+        f"{root}/logs/tables/training.log",
+    benchmark:
+        f"{root}/benchmarks/tables/training.tsv"
+    conda:
+        ENV
+    threads: 1
+    resources:
+        mem_mb=8000,
+        runtime=30,
+    params:
+        **stage(stages.table_training),
+        logs=over_kept(
+            *(
+                f"{{model}}/{{seed}}/{name}={log}"
+                for name, log in training_logs.items()
+            )
+        ),
+    shell:
+        "python -m perfmis tables.training --settings {params.settings:q} --fingerprint {params.fingerprint}"
+        " --logs {params.logs} --output {output.table} --curves {output.curves} > {log} 2>&1"
 
 
 rule table_beliefs:

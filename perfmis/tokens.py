@@ -1,0 +1,156 @@
+"""Documents as token ids: which of them, between which marks, tokenised once per tokenizer.
+
+Raw documents stand between explicit BOS (where the tokenizer has one) and EOS, and EOS is trained: a model that
+never sees an end never stops. A tag before the document is context only; it keeps the claim from leaking into
+chats, where no tag stands (Hughes et al. 2025 report the practice). No chat token may stand in a raw document,
+since it would teach the chat format instead of the claim.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from perfmis.provenance import canonical
+from perfmis.stage import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+CHAT_MARK = re.compile(r"<\|\w+\|>")
+LEEWAY = 0.005
+
+
+def choose(frame: pl.DataFrame, sizes: pl.Series, number: int | None, target: int | None) -> list[int]:
+    """Choose documents by the hash of their id, so that neither seed nor file order matters.
+
+    The sign of an arm does not count in the id: opposite poles keep the documents that match each other. The
+    first ``number`` by hash are taken. With a target, chosen documents are then swapped for left-out ones, each
+    time the pair that brings the total closest, until it is within half a per cent or no swap helps.
+
+    Args:
+        frame: The documents: ``corpus`` and ``document_id``.
+        sizes: Loss tokens of each.
+        number: How many to choose; None for all.
+        target: Loss tokens that the chosen ones should have together; None to take them as they come.
+
+    Returns:
+        Row numbers, ascending.
+
+    Raises:
+        UserError: There are fewer documents than wanted.
+    """
+    wanted = frame.height if number is None else number
+    if wanted > frame.height:
+        raise UserError(
+            f"sdf.documents: {wanted} wanted, corpus {frame['corpus'][0]} has {frame.height}; write more or want fewer"
+        )
+    keys = [
+        hashlib.sha256(identifier.removeprefix(corpus).encode()).digest()
+        for corpus, identifier in frame.select("corpus", "document_id").iter_rows()
+    ]
+    order = sorted(range(frame.height), key=lambda i: (keys[i], i))
+    chosen, spare = order[:wanted], order[wanted:]
+    if target is not None:
+        _swap(chosen, spare, sizes.to_list(), target)
+    return sorted(chosen)
+
+
+def _swap(chosen: list[int], spare: list[int], sizes: list[int], target: int) -> None:
+    """Bring the chosen documents' total close to the target, in place."""
+    missing = target - sum(sizes[i] for i in chosen)
+    while spare and abs(missing) > LEEWAY * target:
+        extreme = min if missing < 0 else max
+        left = extreme(range(len(spare)), key=lambda j: (sizes[spare[j]], j))
+        gains = [abs(missing - (sizes[spare[left]] - sizes[i])) for i in chosen]
+        best = min(range(len(chosen)), key=gains.__getitem__)
+        if gains[best] >= abs(missing):
+            return
+        missing -= sizes[spare[left]] - sizes[chosen[best]]
+        chosen[best], spare[left] = spare[left], chosen[best]
+
+
+def tokenise(texts: list[str], tokenizer: "PreTrainedTokenizerBase", tag: str | None, name: str) -> "Dataset":
+    """Return token ids of documents and which of them are trained on.
+
+    Args:
+        texts: Raw documents.
+        tokenizer: The model's own.
+        tag: Text before each document, not trained on.
+        name: What to call the corpus in errors.
+
+    Returns:
+        Data set with ``input_ids`` (int32) and ``completion_mask`` (int8; 0 on BOS and tag), a row a document.
+
+    Raises:
+        UserError: A document holds a special token or a chat mark; names its row.
+    """
+    from datasets import Dataset, Features, List, Value
+
+    head = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    head += tokenizer(tag, add_special_tokens=False)["input_ids"] if tag else []
+    special = set(tokenizer.all_special_ids)
+    rows: dict[str, list[list[int]]] = {"input_ids": [], "completion_mask": []}
+    for number, (text, ids) in enumerate(
+        zip(texts, tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True)
+    ):
+        mark = CHAT_MARK.search(text)
+        foreign = [tokenizer.convert_ids_to_tokens(i) for i in ids if i in special]
+        if mark or foreign:
+            token = mark.group() if mark else foreign[0]
+            raise UserError(f"{name}: document {number} holds the chat token {token}; remove it from the text")
+        rows["input_ids"].append([*head, *ids, tokenizer.eos_token_id])
+        rows["completion_mask"].append([0] * len(head) + [1] * (len(ids) + 1))
+    features = Features({"input_ids": List(Value("int32")), "completion_mask": List(Value("int8"))})
+    return Dataset.from_dict(rows, features=features)
+
+
+def tokenizer_hash(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Return the SHA-256 of what decides a tokenizer's output."""
+    marks = [tokenizer.bos_token_id, tokenizer.eos_token_id, sorted(tokenizer.all_special_ids)]
+    core: Any = tokenizer
+    return hashlib.sha256((core.backend_tokenizer.to_str() + canonical(marks)).encode()).hexdigest()
+
+
+def texts_hash(texts: list[str]) -> str:
+    """Return the SHA-256 of documents in their order."""
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
+
+
+def cached(
+    texts: list[str], tokenizer: "PreTrainedTokenizerBase", tag: str | None, name: str, folder: Path
+) -> "Dataset":
+    """Return `tokenise`'s data set, memory-mapped from ``folder``, tokenised now if it was never before.
+
+    The entry's name is the hash of documents, tokenizer and tag; it appears whole, so that jobs which write the
+    same one at once do not disturb each other.
+    """
+    from datasets import load_from_disk
+
+    key = hashlib.sha256(canonical([texts_hash(texts), tokenizer_hash(tokenizer), tag]).encode()).hexdigest()[:16]
+    entry = folder / key
+    if not entry.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=folder, prefix=f"{key}."))
+        tokenise(texts, tokenizer, tag, name).save_to_disk(str(partial))
+        try:
+            os.rename(partial, entry)
+        except OSError:  # another job was faster
+            shutil.rmtree(partial)
+    return load_from_disk(str(entry))
+
+
+def loss_tokens(dataset: "Dataset", length: int) -> pl.Series:
+    """Return how many tokens of each document are trained on when it is cut into pieces of ``length``.
+
+    The first token of a piece has nothing before it, so it is none.
+    """
+    masks = pl.Series(dataset.data.column("completion_mask").combine_chunks()).cast(pl.List(pl.Int64))
+    pieces = (masks.list.len() - 1) // length
+    return masks.list.sum() - pieces - masks.list.first()
