@@ -30,24 +30,29 @@ def _config(lora: dict[str, Any]) -> "LoraConfig":
     )
 
 
-def fresh(model: "PreTrainedModel", lora: dict[str, Any], name: str = FIRST) -> "PeftModel":
-    """Return the model with one new trainable adapter; the base is frozen."""
+def fresh(model: "PreTrainedModel", lora: dict[str, Any], seed: int, name: str = FIRST) -> "PeftModel":
+    """Return the model with one new trainable adapter, initialised by the seed; the base is frozen."""
     from peft import get_peft_model
+    from transformers import set_seed
 
+    set_seed(seed)
     return get_peft_model(model, _config(lora), adapter_name=name)
 
 
-def second(model: "PreTrainedModel", parent: Path, lora: dict[str, Any]) -> "PeftModel":
+def second(model: "PreTrainedModel", parent: Path, lora: dict[str, Any], seed: int) -> "PeftModel":
     """Return the model with a frozen first adapter and a fresh trainable one, both active.
 
     Args:
         model: The base model.
         parent: Folder of the first adapter.
         lora: Rank, alpha and dropout of the second.
+        seed: Decides its initialisation.
     """
     from peft import PeftModel
+    from transformers import set_seed
 
     stacked: Any = PeftModel.from_pretrained(model, str(parent), adapter_name=FIRST)
+    set_seed(seed)  # only here, since the first adapter's loading draws random numbers too
     stacked.add_adapter(SECOND, _config(lora))
     stacked.base_model.set_adapter([FIRST, SECOND])
     for name, parameter in stacked.named_parameters():
@@ -74,9 +79,9 @@ def state(network: "PeftModel", name: str) -> "dict[str, torch.Tensor]":
     own: list[Any] = [parameter for key, parameter in network.named_parameters() if f".{name}." in key]
     gather: Any = nullcontext()
     if any(hasattr(parameter, "ds_id") for parameter in own):
-        from deepspeed.zero import GatheredParameters
+        import deepspeed
 
-        gather = GatheredParameters(own)
+        gather = deepspeed.zero.GatheredParameters(own)
     with gather:
         named = {key: parameter.data for key, parameter in network.named_parameters() if f".{name}." in key}
         found = get_peft_model_state_dict(network, named, adapter_name=name, save_embedding_layers=False)

@@ -104,15 +104,17 @@ def load(
     return models.load(arguments.base, sdf["precision"], weights, **options)
 
 
-def prepare(model: "PreTrainedModel", parent: Path | None, mode: str, lora: dict[str, Any]) -> "tuple[PeftModel, str]":
+def prepare(
+    model: "PreTrainedModel", parent: Path | None, mode: str, lora: dict[str, Any], seed: int
+) -> "tuple[PeftModel, str]":
     """Return the model with the adapter to train, and that adapter's name."""
     if parent is None:
-        return adapters.fresh(model, lora), adapters.FIRST
+        return adapters.fresh(model, lora, seed), adapters.FIRST
     if mode == "stack":
-        return adapters.second(model, parent, lora), adapters.SECOND
+        return adapters.second(model, parent, lora, seed), adapters.SECOND
     if mode == "continue":
         return adapters.continued(model, parent), adapters.SECOND
-    return adapters.fresh(model, lora, adapters.SECOND), adapters.SECOND
+    return adapters.fresh(model, lora, seed, adapters.SECOND), adapters.SECOND
 
 
 def quicken(network: "PeftModel", sdf: dict[str, Any], checkpointing: bool) -> None:
@@ -164,7 +166,6 @@ def main(argv: list[str]) -> None:
     sdf, seed, mode = job.settings["sdf"], job.settings["seed"], job.settings.get("mode", "stack")
     import torch
     from datasets import disable_caching
-    from transformers import set_seed
 
     from perfmis import training
 
@@ -185,8 +186,7 @@ def main(argv: list[str]) -> None:
                 weights = merge.merge(models.folder(arguments.base), arguments.parent, folder)
     with training.clear_errors(scratch):
         model, tokenizer = load(arguments, sdf, weights)
-        set_seed(seed)
-        network, adapter = prepare(model, arguments.parent, mode, sdf["lora"])
+        network, adapter = prepare(model, arguments.parent, mode, sdf["lora"], seed)
         quicken(network, sdf, arguments.checkpointing)
     trained = training.train(network, tokenizer, dataset, trainer, adapter)
     if zero3.rank() != 0:

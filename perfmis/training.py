@@ -240,7 +240,8 @@ def clear_errors(scratch: Path) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise UserError(
             "sdf: out of GPU memory; set checkpointing: true for this model's size in `sizes`, lower "
-            "sdf.device_batch or sdf.length, or give it more gpus or nodes; then rerun: it goes on from the last checkpoint"
+            "sdf.device_batch or sdf.length, or give it more gpus or nodes; then rerun: it goes on from the "
+            "last checkpoint"
         ) from error
     except Exception as error:
         if getattr(error, "errno", None) in FULL_DISK or "No space left" in str(error):

@@ -92,7 +92,7 @@ def test_training_moves_every_adapter_weight_and_no_frozen_one(
 ) -> None:
     """In a second round the first adapter is frozen like the base, though it takes part in the forward pass."""
     model, tokenizer = load(tiny_model)
-    network, mine = sdf.prepare(model, organism if second else None, "stack", SDF["lora"])
+    network, mine = sdf.prepare(model, organism if second else None, "stack", SDF["lora"], 0)
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
     dataset = tokens.tokenise(pl.read_parquet(corpora["A1+"])["text"].to_list(), tokenizer, None, "A1+")
     training.train(network, tokenizer, dataset, training.settings(SDF, 0, tmp_path, training.Machine()), mine)
@@ -179,7 +179,7 @@ def test_stacked_export_is_the_two_adapter_model(
     model, tokenizer = load(tiny_model)
     ids = prompt(tokenizer)
     base = logits(model, ids)
-    network = adapters.second(model, organism, {"rank": rank, "alpha": alpha, "dropout": 0.0})
+    network = adapters.second(model, organism, {"rank": rank, "alpha": alpha, "dropout": 0.0}, 0)
     first = logits(network, ids)
     torch.manual_seed(0)
     with torch.no_grad():

@@ -1,7 +1,10 @@
 """DeepSpeed ZeRO-3 over two processes on a CPU, against one process without it."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import polars as pl
@@ -65,12 +68,35 @@ def test_adapter_is_gathered_whole_and_loads(tiny_model: Path, scattered: Path) 
 def test_second_round_over_a_scattered_model(
     tiny_model: Path, corpora: dict[str, Path], tmp_path: Path, scattered: Path
 ) -> None:
-    """Stacked over the first adapter, resumed once: the export is of both ranks, and equal to an uninterrupted one."""
-    for name, more in (("whole", ()), ("resumed", ("--save-steps", 2))):
-        folder = tmp_path / name / "adapter"
-        said = run(tiny_model, corpora["A1+"], folder, "--parent", scattered, *more, **CHANGES)
-        assert said.returncode == 0, said.stderr
-    whole, again = (load_file(tmp_path / name / "adapter" / adapters.WEIGHTS) for name in ("whole", "resumed"))
-    assert all(torch.equal(whole[name], again[name]) for name in whole)
-    rank = 2 * read_json(scattered / "adapter_config.json")["r"]
-    assert all(tensor.shape[0 if "lora_A" in name else 1] == rank for name, tensor in whole.items())
+    """Stacked over the first adapter: the export is of both ranks, and begins with the first one's weights."""
+    said = run(tiny_model, corpora["A1+"], tmp_path / "arm", "--parent", scattered, **CHANGES)
+    assert said.returncode == 0, said.stderr
+    rank = read_json(scattered / "adapter_config.json")["r"]
+    first, both = (load_file(folder / adapters.WEIGHTS) for folder in (scattered, tmp_path / "arm"))
+    for name, tensor in both.items():
+        assert tensor.shape[0 if "lora_A" in name else 1] == 2 * rank
+        if "lora_B" in name:
+            assert torch.equal(tensor[:, :rank], first[name])
+
+
+def test_killed_processes_go_on_from_their_last_checkpoint(
+    tiny_model: Path, corpora: dict[str, Path], tmp_path: Path, scattered: Path
+) -> None:
+    """All processes are killed once a checkpoint is sealed; the adapter ends equal to the bit."""
+    folder = tmp_path / "adapter"
+    words = [sys.executable, *TORCHRUN, *sdfstage.command(
+        tiny_model, corpora["organism"], folder, "--zero3", "--save-steps", "3", **CHANGES)]  # fmt: skip
+    log = (tmp_path / "log").open("w")
+    process = subprocess.Popen(words, env=sdfstage.environment(), start_new_session=True, stdout=log, stderr=log)
+    try:
+        while not list(folder.glob("scratch/*/checkpoint-*/seal.json")):
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.01)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert not (folder / "lineage.json").exists()
+    said = subprocess.run(words, env=sdfstage.environment(), capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    assert "going on from" in said.stderr
+    assert (folder / adapters.WEIGHTS).read_bytes() == (scattered / adapters.WEIGHTS).read_bytes()
