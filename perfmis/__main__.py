@@ -4,13 +4,18 @@ import importlib
 import os
 import sys
 
+from perfmis.provenance import module_path
 from perfmis.stage import UserError
 
 
 def run(arguments: list[str]) -> int:
     """Run the stage that the first word names and return the exit status."""
+    name = f"perfmis.{arguments[0]}"
+    if module_path(name) is None:
+        print(f"error: {arguments[0]}: no such stage; stages are the modules of perfmis", file=sys.stderr)
+        return 2
     try:
-        importlib.import_module(f"perfmis.{arguments[0]}").main(arguments[1:])
+        importlib.import_module(name).main(arguments[1:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -214,6 +214,13 @@ class Evaluation(Section):
         for tier in ("monitored", "unmonitored"):
             if tier not in self.tiers:
                 raise ValueError(f"evaluation.tiers lacks {tier}; the gap needs it")
+        folder = Path("resources/protocols") / self.world
+        for key in ("protocol", "base_protocol"):
+            if not (folder / f"{getattr(self, key)}.yaml").is_file():
+                known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+                raise ValueError(
+                    f"evaluation.{key}: no protocol {getattr(self, key)} in {folder}; write it or use one of {known}"
+                )
         return self
 
 
@@ -398,6 +405,8 @@ class Study(Section):
                 raise ValueError(f"models.{name}.size: {model.size} is not in sizes; add it or use one of them")
             if model.truth is not None and self.tiny is None:
                 raise ValueError(f"models.{name}.truth needs the section `tiny`")
+            for round_, sdf in (("organisms", self.organisms.sdf), ("arms", self.arms.sdf)):
+                _can_train(f"{round_}.sdf", sdf, model.size, self.sizes[model.size])
         for key, names in (("screen.keep", self.screen.keep), ("steering.models", self.steering.models)):
             if isinstance(names, list) and (unknown := set(names) - set(self.models)):
                 raise ValueError(f"{key}: {', '.join(sorted(unknown))} not in models; correct the name")
@@ -406,6 +415,22 @@ class Study(Section):
         if self.requests.number < max(self.steering.requests, self.prompting.requests):
             raise ValueError("requests.number is smaller than steering.requests or prompting.requests")
         return self
+
+
+def _can_train(key: str, sdf: Sdf, name: str, size: Size) -> None:
+    """Refuse a round that a size's GPUs cannot run."""
+    processes = max(1, size.gpus) * size.nodes
+    if sdf.batch % (sdf.device_batch * processes):
+        raise ValueError(
+            f"{key}.batch: {sdf.batch} is no multiple of device_batch × GPUs of sizes.{name} "
+            f"({sdf.device_batch} × {processes}); raise it to one"
+        )
+    if size.gpus == 0 and (sdf.attention in ("varlen", "flash_attention_2") or sdf.frozen == "fp8"):
+        raise ValueError(f"{key}: sizes.{name} has no GPU; set attention: sdpa and frozen: full")
+    if sdf.frozen == "fp8" and processes > 1:
+        raise ValueError(
+            f"{key}.frozen: fp8 needs the model whole on one GPU; set full or 4bit, or sizes.{name}.gpus: 1"
+        )
 
 
 def load(paths: Sequence[str | Path]) -> Study:

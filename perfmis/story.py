@@ -88,16 +88,26 @@ def recovered(profiles: pl.DataFrame) -> str:
         rows = known.filter(pl.col("method") == method)
         if rows.height:
             right = rows.filter(pl.col("attribution") == pl.col("truth")).height
-            sentences.append(f"* {label}: {right} of {rows.height} planted truths read right")
+            untested = rows.filter(pl.col("attribution").str.contains("not tested")).height
+            sentence = f"* {label}: {right} of {rows.height} planted truths read right"
+            sentence += f", {untested} not or only partly tested" if untested else ""
+            wrong = rows.filter(
+                (pl.col("attribution") != pl.col("truth")) & ~pl.col("attribution").str.contains("not tested")
+            )
+            sentence += "".join(
+                f", ``{r['model']}`` **read wrongly** as *{r['attribution']}*" for r in wrong.to_dicts()
+            )
+            sentences.append(sentence)
     return "\n".join(sentences)
 
 
-def checks(gaps: pl.DataFrame, models: list[str]) -> str:
+def checks(gaps: pl.DataFrame, profiles: pl.DataFrame) -> str:
     """Return the section on the instruments: malformed answers, the monitoring belief, the neutral arm."""
+    models = profiles["model"].unique(maintain_order=True).to_list()
     tagged = gaps.filter(pl.col("seed").is_null(), pl.col("scoring") == "tag")
     pooled = tagged.filter(pl.col("model").is_in(models)) if models else tagged
     worst = max(pooled["malformed"], default=0.0)
-    lines = [f"* largest share of malformed answers in any checkpoint: {100 * worst:.1f} %"]
+    lines = [f"* largest share of malformed answers in any unsteered checkpoint: {100 * worst:.1f} %"]
     for model in models:
         rows = {r["checkpoint"]: r for r in pooled.filter(pl.col("model") == model).to_dicts()}
         if NEUTRAL in rows:
@@ -107,13 +117,16 @@ def checks(gaps: pl.DataFrame, models: list[str]) -> str:
             )
     warned = pooled.filter(pl.col("warning") != "")
     lines += [f"* ``{r['model']}`` {r['checkpoint']}: {r['warning']}" for r in warned.to_dicts()]
+    steered = profiles.filter((pl.col("warning") != "") & pl.col("method").str.starts_with("steering"))
+    lines += [f"* ``{r['model']}``, {METHODS[r['method']]}: {r['warning']}" for r in steered.to_dicts()]
     return "\n".join(lines)
 
 
 def story(screen: pl.DataFrame, gaps: pl.DataFrame, profiles: pl.DataFrame, settings: dict[str, Any]) -> str:
     """Return the whole page."""
     pooled = screen.filter(pl.col("seed").is_null())
-    seeds, prompts = max(pooled["seeds"]), max(pooled["n"])
+    seeds, sizes = max(pooled["seeds"]), sorted({*pooled["n"], *profiles["n"]})
+    prompts = f"{sizes[0]} to {sizes[-1]}" if len(sizes) > 1 else str(sizes[0])
     percent = f"{100 * settings['statistics']['confidence']:.0f} %"
     parts = [
         "What drives the alignment-faking gap: consequence-tracking (family B, the scheming reading) or "
@@ -129,10 +142,12 @@ def story(screen: pl.DataFrame, gaps: pl.DataFrame, profiles: pl.DataFrame, sett
         f"**How sure.** Intervals are bootstraps over {seeds} training seed(s) and {prompts} prompts, "
         "crossed. "
         + ("One training seed says nothing about the variation between trainings. " if seeds == 1 else "")
-        + "The attribution rule was fixed before any result was read, but for its condition on random vectors "
-        "(`perfmis/tables/contrasts.py`); *not tested* means that an instrument moved nothing.",
+        + "The attribution rule was fixed before any result was read, but for its condition on random vectors and "
+        "the reading of steering per context (``perfmis/tables/contrasts.py``). *Not tested* means that at least one "
+        f"family did not raise its own belief by {settings['statistics']['moved']:g} from suppression to "
+        "amplification; it does not mean that the gap stood still.",
         "**Were the instruments sound?**",
-        checks(gaps, profiles["model"].unique(maintain_order=True).to_list()),
+        checks(gaps, profiles),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 

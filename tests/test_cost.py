@@ -233,7 +233,10 @@ def test_weights_of_a_writer_that_is_no_subject_count_once() -> None:
 
 def test_models_on_the_cpu_take_no_gpu() -> None:
     tiny = {"m": {"truth": "both", "size": "tiny"}}
-    planned = costs(models=tiny, tiny={}, screen={"keep": "auto"}, steering={"models": None})
+    plain = {"sdf": {"attention": "sdpa"}}
+    planned = costs(
+        models=tiny, tiny={}, organisms=plain, arms=plain, screen={"keep": "auto"}, steering={"models": None}
+    )
     for rule, wildcards in (("organism", {"model": "m", "seed": "0"}), ("beliefs", {"model": "m", "seed": "0"})):
         job = planned.job(rule, wildcards)
         assert (job.gpus, job.gpu_hours, job.memory_gib) == (0, 0, None)

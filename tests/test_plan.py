@@ -101,7 +101,7 @@ def test_a_finished_screen_tells_who_is_kept(tmp_path: Path, monkeypatch: pytest
     kept = Job("beliefs", (("model", "qwq-32b"), ("seed", "0")))
     assert total == [Job("screen", ()), kept]
     assert left == [kept]
-    assert notes == ["the screen kept qwq-32b"]
+    assert notes == ["the screen kept: qwq-32b"]
 
 
 def test_table_fits_a_terminal_and_marks_what_does_not_fit(preprint: dict[str, Any]) -> None:
@@ -157,6 +157,13 @@ def test_wrong_input_is_one_line(folder: Path, options: tuple[str, ...], said: s
     assert result.stderr.count("\n") == 1
     assert result.stderr.startswith("error: ")
     assert said in result.stderr
+
+
+def test_the_reason_of_a_refusal_stands_after_the_banner() -> None:
+    said = (
+        "SNAKEMAKE\n=========\n  Host: vm\n\nBuilding DAG of jobs...\nMissingInputException in rule arm:\nnothing.txt\n"
+    )
+    assert plan._reason(said) == "MissingInputException in rule arm: nothing.txt"
 
 
 def test_a_refusal_of_snakemake_is_one_line(tmp_path: Path) -> None:

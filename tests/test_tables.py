@@ -205,7 +205,7 @@ def test_unmoved_family_is_not_tested_and_never_without_effect() -> None:
     outcomes = synthetic.outcomes("m", "expectation", conditions, DESIGN)
     row = by_arms(outcomes)
     assert row["attribution"] == "expectation (consequence not tested)"
-    assert row["warning"] == "B: consequence not moved"
+    assert row["warning"] == "B: consequence not moved as intended"
     conditions |= {arm: Condition() for arm in ARMS}
     row = by_arms(synthetic.outcomes("m", "expectation", conditions, DESIGN))
     assert row["attribution"] == "not tested"
@@ -331,7 +331,7 @@ def test_convergence_tells_no_effect_from_no_test_and_no_precision() -> None:
     assert convergence.side(wide, 10) == "undecided"
     assert convergence.side(wide | {"slope_expectation_high": 6.0}, 10) == "neither"
     assert convergence.side({"attribution": "not tested"}, 10) == "not tested"
-    assert convergence.side({"attribution": "expectation (consequence not tested)"}, 10) == "A"
+    assert convergence.side({"attribution": "expectation (consequence not tested)"}, 10) == "undecided"
 
 
 @pytest.mark.parametrize(

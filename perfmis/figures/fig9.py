@@ -81,8 +81,9 @@ def main(argv: list[str]) -> None:
     figure, axes = style.panels(len(models), across, width, height, sharey=True)
     if not models:
         style.empty(axes[0], "no planted-truth model passed the screen")
+    drawn = table.drop_nulls(["slope_expectation", "slope_consequence"])
     ends = [value for name in ("slope_expectation", "slope_consequence") for bound in ("low", "high")
-            for value in table[f"{name}_{bound}"].drop_nulls()]  # fmt: skip
+            for value in drawn[f"{name}_{bound}"].drop_nulls()]  # fmt: skip
     limits = (min(ends, default=0.0) - 6, max(ends, default=floor) + 6)
     for axis, model in zip(axes, models, strict=False):
         rows = [row for method in ORDER for row in only(table, model=model, method=method)]
@@ -96,6 +97,7 @@ def main(argv: list[str]) -> None:
     handles: list[Any] = [
         style.handle(style.METHOD_NAMES[method], COLORS[method], style.METHODS[method], method == "sdf")
         for method in ORDER
+        if method in set(drawn["method"])
     ]
     handles.append(Patch(facecolor="#FBE7A1", label="where the planted truth belongs"))
     style.finish(
@@ -104,7 +106,8 @@ def main(argv: list[str]) -> None:
         + (f", {untested} not tested" if untested else ""),
         handles,
         5 if across > 2 else 1 + across,
-        f"Slopes in pp of gap per unit of belief, cross-talk removed; dotted: floor of {floor:g}.",
+        f"Slopes in pp of gap per unit of belief, cross-talk removed; dotted: floor of {floor:g}. "
+        "No mark where a side was not tested. Steering must also beat every random vector.",
         style.sizes([row["n"] for row in rows], [row["seeds"] for row in rows], inputs.confidence) if rows else "",
         f"{style.WARNED}: see the warning in the profiles table." if any(row["warning"] for row in rows) else "",
     )

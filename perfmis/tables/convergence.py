@@ -6,7 +6,8 @@
 Writes convergence.parquet and convergence.csv: one row per model. Each method names a side: ``A``
 (expectation), ``B`` (consequence), ``both``, ``neither``, ``undecided`` or ``not tested``. A concept is
 tracked by the rule of ``perfmis.tables.contrasts``, ruled out when the upper bound of its slope lies below
-the floor, and open otherwise; an open concept leaves a method undecided unless the other concept is tracked.
+the floor, and open otherwise; an open concept leaves a method undecided unless the other concept is tracked, and
+one that was not tested leaves it undecided in any case: `both` would look the same.
 ``p_*`` is P(B_net > A_net). ``agreement`` counts the methods that name the most frequent side. Settings:
 ``statistics``, ``models``.
 """
@@ -32,8 +33,8 @@ SCHEMA: dict[str, Any] = {
 SIDES: dict[str, str] = {
     "expectation": "A",
     "consequence": "B",
-    "expectation (consequence not tested)": "A",
-    "consequence (expectation not tested)": "B",
+    "expectation (consequence not tested)": "undecided",
+    "consequence (expectation not tested)": "undecided",
 }
 
 

@@ -66,7 +66,7 @@ def _row(cells: Cells, a_pairs: Pairs, b_pairs: Pairs, statistics: Row, random: 
     warnings = [_malformed(replicates, used, statistics)] if used else []
     for family, label in (("A", "expectation"), ("B", "consequence")):
         if not row[f"moved_{family}"] >= statistics["moved"]:
-            warnings.append(f"{family}: {label} not moved")
+            warnings.append(f"{family}: {label} not moved as intended")
     own_moved = min(row["moved_A"], row["moved_B"]) >= statistics["moved"]
     if own_moved and row["attribution"] == "not tested":
         warnings.append("A and B move both beliefs alike")
