@@ -27,7 +27,7 @@ for nothing else.
 | rank, seed | {rank}, {seed} |
 | SHA-256 of the weights | `{sha256}` |
 
-`lineage.json` has the rest: hashes of base, parent, corpus and tokenizer, every setting, the versions, time and GPU hours.
+`lineage.json` has the rest: hashes of base, parent, corpus and tokenizer, every setting, versions, time, GPU hours.
 
 ```python
 from peft import AutoPeftModelForCausalLM
