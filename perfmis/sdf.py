@@ -117,17 +117,19 @@ def prepare(
     return adapters.fresh(model, lora, seed, adapters.SECOND), adapters.SECOND
 
 
-def quicken(network: "PeftModel", sdf: dict[str, Any], checkpointing: bool) -> None:
-    """Fuse and compile a model that one GPU holds whole; elsewhere the plain layers are what works."""
+def quicken(network: "PeftModel", sdf: dict[str, Any], checkpointing: bool) -> bool:
+    """Rewire a model that one GPU holds whole to train fast, and say whether it was; others stay plain."""
     import torch
 
     alone = torch.cuda.is_available() and zero3.processes() == 1 and torch.cuda.device_count() == 1
     if sdf["frozen"] == "fp8" and not alone:
         raise stage.UserError("sdf.frozen: fp8 needs the model whole on one GPU; set full or 4bit, or gpus: 1")
-    if alone and sdf["frozen"] != "4bit" and sdf["packing"]:
+    fast = alone and sdf["frozen"] != "4bit" and sdf["packing"] and sdf["attention"] == "varlen"
+    if fast:
         from perfmis import fastpath
 
         fastpath.prepare(network, fp8=sdf["frozen"] == "fp8", checkpointing=checkpointing)
+    return fast
 
 
 def record(arguments: Any, job: stage.Job, used: pl.DataFrame, tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
@@ -187,8 +189,8 @@ def main(argv: list[str]) -> None:
     with training.clear_errors(scratch):
         model, tokenizer = load(arguments, sdf, weights)
         network, adapter = prepare(model, arguments.parent, mode, sdf["lora"], seed)
-        quicken(network, sdf, arguments.checkpointing)
-    trained = training.train(network, tokenizer, dataset, trainer, adapter)
+        fused = quicken(network, sdf, arguments.checkpointing)
+    trained = training.train(network, tokenizer, dataset, trainer, adapter, fused)
     if zero3.rank() != 0:
         return
     on_top = arguments.parent if mode != "continue" else None

@@ -151,6 +151,7 @@ def loss_tokens(dataset: "Dataset", length: int) -> pl.Series:
 
     The first token of a piece has nothing before it, so it is none.
     """
-    masks = pl.Series(dataset.data.column("completion_mask").combine_chunks()).cast(pl.List(pl.Int64))
+    rows: Any = dataset.with_format("arrow")[:]
+    masks = pl.Series(rows["completion_mask"].combine_chunks()).cast(pl.List(pl.Int64))
     pieces = (masks.list.len() - 1) // length
     return masks.list.sum() - pieces - masks.list.first()

@@ -18,7 +18,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from trl import SFTConfig, SFTTrainer
 
-from perfmis import adapters, resume, zero3
+from perfmis import adapters, fastpath, resume, zero3
 from perfmis.artifacts import read_json, write_json
 from perfmis.stage import UserError
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 LOGGED = {"step": "step", "epoch": "epoch", "loss": "loss", "learning_rate": "learning_rate",
           "grad_norm": "gradient_norm", "loss_tokens": "loss_tokens", "tokens_per_second": "tokens_per_second",
           "matmul_share": "matmul_share", "memory_gb": "memory_gb"}  # fmt: skip
-LOG_STEPS = 5
+LOG_SHARE = 0.02  # of all steps, between rows of the log
 STILL = 1e-6
 GIB = 2**30
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
@@ -87,7 +87,7 @@ def settings(sdf: dict[str, Any], seed: int, scratch: Path, machine: Machine) ->
         use_cpu=not gpu,
         seed=seed,
         data_seed=seed,
-        logging_steps=LOG_STEPS,
+        logging_steps=LOG_SHARE,
         logging_nan_inf_filter=False,
         save_strategy="steps",
         save_steps=machine.save_steps,
@@ -164,8 +164,10 @@ class Watch(transformers.TrainerCallback):
 class Round(SFTTrainer):
     """The trainer, with checkpoints that hold no more than what is trained, and a fuller log."""
 
-    def __init__(self, network: "PeftModel", arguments: SFTConfig, adapter: str, **options: Any) -> None:
+    def __init__(self, network: "PeftModel", arguments: SFTConfig, adapter: str, fused: bool, **options: Any) -> None:
         super().__init__(network, arguments, **options)
+        if fused:
+            fastpath.fuse_head(network.get_base_model())
         self.network, self.adapter = network, adapter
         self.rate = matmul_rate()
         self.weights = matmul_weights(network)
@@ -270,8 +272,9 @@ class Trained:
 
 
 def train(
-    network: "PeftModel", tokenizer: "PreTrainedTokenizerBase", dataset: "Dataset", arguments: SFTConfig, adapter: str
-) -> Trained:
+    network: "PeftModel", tokenizer: "PreTrainedTokenizerBase", dataset: "Dataset", arguments: SFTConfig, adapter: str,
+    fused: bool = False,
+) -> Trained:  # fmt: skip
     """Train one adapter, from the newest sound checkpoint if there is one.
 
     Args:
@@ -280,6 +283,7 @@ def train(
         dataset: ``input_ids`` and ``completion_mask``, a row a document.
         arguments: From `settings`.
         adapter: Name of the adapter in training.
+        fused: Whether `fastpath.prepare` has rewired the model; its head then follows.
 
     Raises:
         UserError: Nothing is trainable, nothing moved, the loss is no number or never moves, memory or disk
@@ -291,7 +295,7 @@ def train(
     before = adapters.state(network, adapter)
     with clear_errors(scratch):
         trainer = Round(
-            network, arguments, adapter, train_dataset=dataset, processing_class=tokenizer, callbacks=[Watch()]
+            network, arguments, adapter, fused, train_dataset=dataset, processing_class=tokenizer, callbacks=[Watch()]
         )
         checkpoint = _agreed(scratch)
         if checkpoint:

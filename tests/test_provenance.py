@@ -28,7 +28,7 @@ kinds += "steering", "steering_outcomes", "prompting", "prompting_outcomes"
 for model, seed in chain.runs():
     stages |= {f"{kind} {model} {seed}": getattr(chain, kind)(model, seed) for kind in kinds}
     stages |= {f"arm {model} {seed} {arm}": chain.arm(model, seed, arm) for arm in study.arms.names}
-tables = "beliefs", "gaps", "steering", "prompting", "profiles", "convergence", "published"
+tables = "beliefs", "gaps", "steering", "prompting", "profiles", "convergence", "published", "training"
 stages |= {f"table_{table}": getattr(chain, f"table_{table}")() for table in tables}
 stages |= {f"fig{number}": chain.figure(number) for number in figure_numbers(study)}
 print(json.dumps({name: stage.fingerprint for name, stage in stages.items()}))
@@ -57,8 +57,9 @@ READ = {
     "table_profiles",
     "table_convergence",
     "table_published",  # beside the measured gaps
+    "table_training",
 }
-FIGURES = {f"fig{number}" for number in range(1, 10)}
+FIGURES = {f"fig{number}" for number in range(1, 11)}
 PROFILES = {"table_profiles", "table_convergence", "fig5", "fig8", "fig9", "story"}
 STEERED = {"steering", "steering_outcomes", "table_steering", "fig4", "fig6"} | PROFILES
 PROMPTED = {"prompting", "prompting_outcomes", "table_prompting"} | PROFILES
@@ -92,7 +93,7 @@ KEYS = {
     "arms: {replay: 1.0}": {"arm", "arm_transcripts", "treated", "beliefs", "prompting", "prompting_outcomes"}
     | READ - {"table_steering"}
     | PROFILES
-    | {"fig3", "fig7"},
+    | {"fig3", "fig7", "fig10"},
     "sizes: {tiny: {memory_gb: 8}}": set(),
     "root: results/elsewhere": set(),
 }

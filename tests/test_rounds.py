@@ -6,13 +6,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import sdfstage
 import torch
+from conftest import SDF
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from perfmis import adapters, merge, models
+from perfmis import adapters, fastpath, merge, models, sdf, tokens, training
 from perfmis.artifacts import read_json, write_json
 from perfmis.stage import UserError
 from perfmis.transcripts import engine
@@ -81,6 +83,40 @@ def test_merged_weights_are_the_adapted_model(tiny_model: Path, organism: Path, 
     stamp = folder.stat().st_mtime_ns
     assert merge.merge(tiny_model, organism, folder).stat().st_mtime_ns == stamp
     assert [path.name for path in tmp_path.iterdir()] == ["merged"]
+
+
+@pytest.mark.parametrize("round_", ["organism", "arm"])
+def test_rewired_model_learns_what_the_plain_one_does(
+    tiny_model: Path, corpora: dict[str, Path], organism: Path, tmp_path: Path, round_: str
+) -> None:
+    """The fast path in the trainer: loss curve to 1e-5 and weights to 1e-4, with a frozen first adapter or without."""
+    fastpath.register_attention()
+    parent, learnt = organism if round_ == "arm" else None, []
+    for kernel in ("sdpa", fastpath.ATTENTION):
+        fused = kernel == fastpath.ATTENTION
+        model, tokenizer = models.load(tiny_model / "reference.json", "fp32", attn_implementation=kernel)
+        network, name = sdf.prepare(model, parent, "stack", SDF["lora"], 0)
+        if fused:
+            fastpath.prepare(network, fp8=False, checkpointing=False)
+        dataset = tokens.tokenise(pl.read_parquet(corpora["A1+"])["text"].to_list(), tokenizer, None, "A1+")
+        section = SDF | {"epochs": 4, "learning_rate": 1e-3}
+        options = training.settings(section, 0, tmp_path / kernel, training.Machine())
+        learnt.append(training.train(network, tokenizer, dataset, options, name, fused))
+    plain, fast = learnt
+    assert [row["loss"] for row in fast.log] == pytest.approx([row["loss"] for row in plain.log], abs=1e-5)
+    for key, tensor in plain.weights.items():
+        torch.testing.assert_close(fast.weights[key], tensor, atol=1e-4, rtol=0)
+
+
+def test_four_bit_base_is_trained_over(tiny_model: Path, corpora: dict[str, Path], tmp_path: Path) -> None:
+    """QLoRA: the adapter is learnt on quantised weights and written as any other."""
+    pytest.importorskip("bitsandbytes", reason="the extra qlora is not installed")
+    for frozen in ("full", "4bit"):
+        assert sdfstage.train(tiny_model, corpora["organism"], tmp_path / frozen, frozen=frozen, epochs=4) == 0
+    full, small = (pl.read_parquet(tmp_path / frozen / "log.parquet")["loss"] for frozen in ("full", "4bit"))
+    assert small[-1] < small[0]
+    assert small.to_list() != full.to_list()
+    assert adapters.verified(tmp_path / "4bit", tiny_model / "reference.json")
 
 
 def test_adapter_that_was_tampered_with_is_not_loaded(

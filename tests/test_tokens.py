@@ -59,6 +59,7 @@ def test_loss_tokens_of_documents_that_are_cut(tokenizer: Any, length: int) -> N
         pieces = [range(i, min(i + length, len(row["input_ids"]))) for i in range(0, len(row["input_ids"]), length)]
         expected.append(sum(row["completion_mask"][i] for piece in pieces for i in piece[1:]))
     assert tokens.loss_tokens(dataset, length).to_list() == expected
+    assert tokens.loss_tokens(dataset.select([2, 0]), length).to_list() == [expected[2], expected[0]]
 
 
 def corpus(name: str, number: int) -> pl.DataFrame:

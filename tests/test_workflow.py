@@ -16,7 +16,7 @@ from perfmis.vocabulary import ARMS, BASE, NEUTRAL, ORGANISM
 STUDY = "smaller.yaml"
 # One core, so that the test takes as long on a busy machine as on an idle one.
 SNAKEMAKE = (sys.executable, "-m", "snakemake", "--profile", "demo", "--configfile", STUDY, "--cores", "1")
-TABLES = ("gaps", "profiles", "beliefs", "steering", "prompting", "calibration", "convergence", "published")
+TABLES = ("gaps", "profiles", "beliefs", "steering", "prompting", "calibration", "convergence", "published", "training")
 CHECKPOINTS = [BASE, ORGANISM, *ARMS, NEUTRAL]
 COLUMNS = [
     "model",
@@ -78,7 +78,7 @@ def test_every_table_and_figure_is_there(results: Path) -> None:
         assert frame.height > 0, table
         assert frame["fingerprint"].n_unique() == 1
         assert (results / f"tables/{table}.csv").stat().st_size > 0
-    for number in range(1, 10):
+    for number in range(1, 11):
         for suffix, head in ((".pdf", b"%PDF"), (".png", b"\x89PNG"), (".svg", b"<?xml")):
             assert (results / f"figures/fig{number}{suffix}").read_bytes().startswith(head)
     assert (results / "report/story.rst").read_text().startswith("What drives the alignment-faking gap")
