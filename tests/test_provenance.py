@@ -94,7 +94,7 @@ KEYS = {
     | READ - {"table_steering"}
     | PROFILES
     | {"fig3", "fig7", "fig10"},
-    "sizes: {tiny: {memory_gb: 8}}": set(),
+    "sizes: {tiny: {memory_gb: 8, checkpointing: true, save_steps: 7}}": set(),
     "root: results/elsewhere": set(),
 }
 

@@ -49,9 +49,10 @@ def study(folder: Path, *options: str, warm: bool = False) -> "subprocess.Comple
     return command(folder, *before, *SNAKEMAKE, *options)
 
 
-def dry_run(folder: Path) -> dict[str, int]:
+def dry_run(folder: Path, *overrides: str) -> dict[str, int]:
     """Return the jobs by rule that the study would run; empty when all is up to date."""
-    said = command(folder, sys.executable, "-m", "snakemake", "--configfile", STUDY, "--dry-run", "--quiet", "rules")
+    files = ("--configfile", STUDY, *overrides)
+    said = command(folder, sys.executable, "-m", "snakemake", *files, "--dry-run", "--quiet", "rules")
     assert said.returncode == 0, said.stderr
     return dict(jobs(said.stdout + said.stderr))
 
@@ -152,6 +153,12 @@ def test_touching_reruns_nothing(folder: Path) -> None:
     ):
         path.touch()
     assert dry_run(folder) == {}
+
+
+def test_how_training_is_run_reruns_nothing(folder: Path) -> None:
+    """Processes, recomputation and checkpoints decide no result: a rerun after a crash may choose others."""
+    (folder / "other.yaml").write_text("sizes: {tiny: {checkpointing: true, save_steps: 3, memory_gb: 8}}")
+    assert dry_run(folder, "other.yaml") == {}
 
 
 def test_editing_one_snippet_reruns_prompting_and_what_lies_below(folder: Path) -> None:
