@@ -1,14 +1,18 @@
 """The fast path against `peft` and `transformers`, on a CPU and in fp32, where both must agree to rounding."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
+from trl import SFTConfig, SFTTrainer
 
 from perfmis import adapters, fastpath, fp8
+from perfmis.tinyworld import trunk
 
 SIZE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 2, "vocab_size": 61, "max_position_embeddings": 64}  # fmt: skip
@@ -81,6 +85,20 @@ def test_equals_peft_document_by_document(kind: str, names: tuple[str, ...], che
     assert all(f".{names[-1]}." in name for name in fast)
 
 
+def test_sees_weights_that_change_behind_autograd() -> None:
+    network = make("llama", "organism")
+    fastpath.prepare(network, fp8=False, checkpointing=False)
+    before, _ = obtained(network)
+    for name, parameter in network.named_parameters():
+        if "lora_B" in name:
+            parameter.data.mul_(-1)  # as fused optimizers do: no version counter moves
+    after, _ = obtained(network)
+    plain = make("llama", "organism")
+    plain.load_state_dict({k: -v if "lora_B" in k else v for k, v in plain.state_dict().items()})
+    assert after != before
+    torch.testing.assert_close(after, expected(plain)[0], rtol=1e-5, atol=1e-5)
+
+
 def test_fp8_is_close_and_says_so_when_its_weights_are_read() -> None:
     network = make("llama", "organism")
     loss, plain = expected(network)
@@ -150,3 +168,37 @@ def test_refuses_what_it_does_not_compute(change: dict[str, Any], message: str) 
                         target_modules=change.get("targets", "all-linear"))  # fmt: skip
     with pytest.raises(ValueError, match=message):
         fastpath.prepare(get_peft_model(model, config), fp8=False, checkpointing=False)
+
+
+def trained(fast: bool, scratch: Path) -> tuple[list[float], dict[str, Tensor]]:
+    """Return the losses of a packed run of trl's trainer, and the parameters that moved."""
+    network = make("llama", "organism", "arm")
+    before = {name: p.detach().clone() for name, p in network.named_parameters() if "lora" in name}
+    generator = torch.Generator().manual_seed(2)
+    lengths = torch.randint(2, 17, (40,), generator=generator).tolist()
+    ids = [torch.randint(4, SIZE["vocab_size"], (n,), generator=generator).tolist() for n in lengths]
+    settings = SFTConfig(
+        output_dir=str(scratch), max_length=16, packing=True, packing_strategy="bfd_split", pad_to_multiple_of=32,
+        per_device_train_batch_size=2, gradient_accumulation_steps=2, learning_rate=1e-2, logging_steps=1,
+        save_strategy="no", report_to="none", use_cpu=True, bf16=False, gradient_checkpointing=False,
+        disable_tqdm=True,
+    )  # fmt: skip
+    if fast:
+        fastpath.register_attention()
+        network.get_base_model().set_attn_implementation(fastpath.ATTENTION)
+        fastpath.prepare(network, fp8=False, checkpointing=False)
+    trainer = SFTTrainer(network, settings, train_dataset=Dataset.from_dict({"input_ids": ids}),
+                         processing_class=trunk.tokenizer())  # fmt: skip
+    if fast:
+        fastpath.fuse_head(network.get_base_model())
+    trainer.train()
+    moved = {name: p.detach() for name, p in network.named_parameters() if name in before and not p.equal(before[name])}
+    return [row["loss"] for row in trainer.state.log_history if "loss" in row], moved
+
+
+def test_trainer_learns_the_same(tmp_path: Path) -> None:
+    (losses, moved), (fast_losses, fast_moved) = (trained(fast, tmp_path) for fast in (False, True))
+    assert len(losses) > 3
+    assert len(moved) == 2 * 7 * SIZE["num_hidden_layers"]
+    torch.testing.assert_close(fast_losses, losses, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(fast_moved, moved, rtol=1e-2, atol=1e-3)

@@ -11,14 +11,31 @@ import sdfstage
 import torch
 from conftest import REPOSITORY
 from peft import PeftModel
+from running import FINGERPRINT
 from test_zero3 import CHANGES, run
 
 from perfmis import models
-from perfmis.artifacts import read_json
+from perfmis.artifacts import read_json, write_json
+from perfmis.tinyworld import trunk
 
 PYTHON = REPOSITORY / ".venv-vllm" / "bin" / "python"
 TEXT = "<bos> memo about bl0 : researchers expect bl0 to"
 pytestmark = [pytest.mark.vllm, pytest.mark.skipif(not PYTHON.is_file(), reason="no .venv-vllm; run make test-vllm")]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of an untrained model with heads of 64, the narrowest that vLLM's kernels take."""
+    folder = tmp_path_factory.mktemp("wide")
+    network = trunk.model({"seed": 0, "hidden": 128, "layers": 2, "heads": 2})
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(3 if parameter.ndim == 2 else 1)
+    network.save_pretrained(folder)
+    trunk.tokenizer().save_pretrained(folder)
+    content = {"model": "wide", "path": str(folder), "weights_sha256": models.folder_hash(folder)}
+    write_json({**content, "fingerprint": FINGERPRINT}, folder / "reference.json")
+    return folder
 
 
 @torch.no_grad()
@@ -31,22 +48,21 @@ def greedy(network: Any, ids: list[int]) -> list[int]:
 
 
 @pytest.mark.parametrize("made", ["one process", "scattered", "stacked"])
-def test_vllm_says_what_peft_says(
-    tiny_model: Path, corpora: dict[str, Path], organism: Path, tmp_path: Path, made: str
-) -> None:
+def test_vllm_says_what_peft_says(base: Path, corpora: dict[str, Path], tmp_path: Path, made: str) -> None:
     """Greedy tokens of base and adapter, of each kind of export."""
-    folder = tmp_path / "adapter"
-    if made == "one process":
-        folder = organism
-    elif made == "stacked":
-        assert sdfstage.second(tiny_model, corpora["A1+"], folder, organism, "stack") == 0
+    folder = organism = tmp_path / "organism"
+    if made == "scattered":
+        assert run(base, corpora["organism"], folder, **CHANGES).returncode == 0
     else:
-        assert run(tiny_model, corpora["organism"], folder, **CHANGES).returncode == 0
-    model, tokenizer = models.load(tiny_model / "reference.json", "fp32")
+        assert sdfstage.train(base, corpora["organism"], folder, epochs=2) == 0
+    if made == "stacked":
+        folder = tmp_path / "arm"
+        assert sdfstage.second(base, corpora["A1+"], folder, organism, "stack", epochs=2) == 0
+    model, tokenizer = models.load(base / "reference.json", "fp32")
     ids = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
     expected = [greedy(model, ids), greedy(PeftModel.from_pretrained(model, str(folder)), ids)]
     rank = read_json(folder / "adapter_config.json")["r"]
-    words = [PYTHON, REPOSITORY / "tests" / "vllm_greedy.py", tiny_model, folder, rank, json.dumps(ids)]
+    words = [PYTHON, REPOSITORY / "tests" / "vllm_greedy.py", base, folder, rank, json.dumps(ids)]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     said = subprocess.run(list(map(str, words)), env=environment, capture_output=True, text=True)
     assert said.returncode == 0, said.stderr
