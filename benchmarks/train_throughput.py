@@ -258,7 +258,10 @@ def kernels(scale: Scale) -> dict[str, float]:
             one, two = (k.normalise(x, delta, weight, 1e-5, to, room) for k, to in ((fast, a), (plain, b)))
             note("normalise", (*one, a), (*two, b))
             rstd = two[1]
-            note("normalise_backward", *(k.normalise_backward(dn, x, rstd, weight, residual, room) for k in (fast, plain)))
+            note(
+                "normalise_backward",
+                *(k.normalise_backward(dn, x, rstd, weight, residual, room) for k in (fast, plain)),
+            )
             y, dx = draw(count, 2 * mlp), draw(count, mlp)
             a, b = (draw(count, mlp + 64)[:, :mlp] for _ in range(2))
             note("gate", (fast.gate(y, a, room), a), (plain.gate(y, b, room), b))
@@ -269,7 +272,8 @@ def kernels(scale: Scale) -> dict[str, float]:
             total = (heads + 2 * groups) * dim
             a = draw(count, total)
             b = a.clone()
-            fast.rotate(a, *turn, heads + groups), plain.rotate(b, *turn, heads + groups)
+            for to, k in ((a, fast), (b, plain)):
+                k.rotate(to, *turn, heads + groups)
             note("rotate", (a,), (b,))
             parts = [draw(count, n, dim) for n in (heads, groups, groups)]
             a, b = (draw(count, total + 64)[:, :total] for _ in range(2))
@@ -458,9 +462,9 @@ def throughput_cut(scale: Scale, rate: float) -> Table:
 
 
 def source(vocabulary: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return a Markov source: for each of at most 512 tokens four successors, (tokens, 4), and their probabilities."""
+    """Return a Markov source: for each of at most 64 tokens four successors, (tokens, 4), and their probabilities."""
     generator = torch.Generator().manual_seed(SEED)
-    tokens = min(512, vocabulary)
+    tokens = min(64, vocabulary)
     return torch.randint(tokens, (tokens, 4), generator=generator), torch.tensor([0.7, 0.1, 0.1, 0.1])
 
 

@@ -8,7 +8,7 @@ becomes one function with its gradient written out, because only so nothing is d
   state stand side by side in memory, ``[x, x A'] [W, s B]'`` is one product, and so is the gradient of ``x``;
 * query, key and value are one product, gate and up another;
 * what lies between products (norms, rotary positions, gates, quantisation) is one kernel each, `perfmis.kernels`;
-* `fuse_head` forms the gradient of the loss in the forward pass, tile by tile: the head is multiplied twice, not thrice.
+* `fuse_head` forms the gradient of the loss in the forward pass, tile by tile: two products of the head, not three.
 
 The same code runs on a CPU, with `Plain` in place of the kernels: slow, and what the tests compare with `peft`.
 """
@@ -57,12 +57,13 @@ def attend(query: Tensor, key: Tensor, value: Tensor, boundaries: Tensor, longes
         known = inspect.signature(varlen_attn).parameters
         options: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
         options |= {"enable_gqa": True} if "enable_gqa" in known else {}
-        out: Tensor = varlen_attn(query, key, value, boundaries, boundaries, longest, longest, scale=scale, **options)
+        out: Any = varlen_attn(query, key, value, boundaries, boundaries, longest, longest, scale=scale, **options)
         return out
     document = torch.bucketize(torch.arange(len(query)), boundaries, right=True)
     mask = (document[:, None] == document[None]).tril()
-    heads = [x.transpose(0, 1)[None] for x in (query, key, value)]
-    return scaled_dot_product_attention(*heads, attn_mask=mask, scale=scale, enable_gqa=True)[0].transpose(0, 1)
+    query, key, value = (x.transpose(0, 1)[None] for x in (query, key, value))
+    seen = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=True)
+    return seen[0].transpose(0, 1)
 
 
 def register_attention() -> None:
@@ -116,8 +117,8 @@ def _merge(_module: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -
 class Plain:
     """What lies between matrix products, in plain torch: the meaning of `perfmis.kernels`.
 
-    Results go to ``out``, a view with room beside each row, where there is one. ``room`` asks for the result in fp8 too,
-    with that many columns free; None does not.
+    Results go to ``out``, a view with room beside each row, where there is one. ``room`` asks for the result in fp8
+    too, with that many columns free; None does not.
     """
 
     quantise = staticmethod(fp8.quantise)
@@ -127,7 +128,7 @@ class Plain:
     def normalise(
         x: Tensor, delta: Tensor | None, weight: Tensor, epsilon: float, out: Tensor, room: int | None
     ) -> tuple[Tensor, Tensor, Rows | None]:
-        """Write the root-mean-square norm of ``x + delta``; return that sum, the inverse root (T,), and the norm in fp8."""
+        """Write the root-mean-square norm of ``x + delta``; return that sum, the inverse root (T,), the norm in fp8."""
         total = x if delta is None else x + delta
         wide = total.float()
         rstd = torch.rsqrt(wide.square().mean(-1) + epsilon)
@@ -193,8 +194,8 @@ class Plain:
     ) -> tuple[Tensor, ...]:  # fmt: skip
         """Return the gradients of query, key and value."""
         with torch.enable_grad():
-            inputs = [x.detach().requires_grad_() for x in (query, key, value)]
-            return torch.autograd.grad(attend(*inputs, boundaries, longest, scale), inputs, dy)
+            query, key, value = (x.detach().requires_grad_() for x in (query, key, value))
+            return torch.autograd.grad(attend(query, key, value, boundaries, longest, scale), (query, key, value), dy)
 
     @staticmethod
     def score(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -296,22 +297,17 @@ class Stack:
             self.w = self.left = self.right = example.new_empty(0)
         biases = [base.bias for base in bases]
         self.bias = None if biases[0] is None else torch.cat([bias.detach() for bias in biases])
-        self._versions: list[int] = []
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Copy the adapters' weights, where an optimizer has changed them."""
-        factors = [factor for _, _, factors in self.blocks for factor in factors]
-        versions = [x._version for factor in factors for x in (factor.a, factor.b)]
-        if versions != self._versions:
-            for factor in factors:
-                self.a[factor.inner].copy_(factor.a)
-                torch.mul(factor.b, factor.scaling, out=self.b[factor.out, factor.inner])
-            if self.eight is not None:
-                fill = _operations(self.a).fill
-                fill(self.eight.forward, self.b)
-                fill(self.eight.backward, self.a.t())
-            self._versions = versions
+        """Copy the adapters' weights, which optimizers change; always, as fused ones leave version counters alone."""
+        for factor in [factor for _, _, factors in self.blocks for factor in factors]:
+            self.a[factor.inner].copy_(factor.a)
+            torch.mul(factor.b, factor.scaling, out=self.b[factor.out, factor.inner])
+        if self.eight is not None:
+            fill = _operations(self.a).fill
+            fill(self.eight.forward, self.b)
+            fill(self.eight.backward, self.a.t())
 
     def wide(self, like: Tensor, width: int) -> Wide:
         """Return uninitialised memory for a matrix (T, width) and the low-rank state beside it."""
@@ -374,12 +370,13 @@ def _adapters(module: Any) -> list[tuple[nn.Parameter, nn.Parameter, float]]:
 
     if type(module) is not Linear or module.merged or module.disable_adapters:
         raise ValueError(f"fastpath: expected plain LoRA on every linear layer, unmerged, not {type(module).__name__}")
+    layer: Any = module
     result = []
-    for name in module.active_adapters:
-        dropout = getattr(module.lora_dropout[name], "p", 0.0)
-        if dropout or name in module.lora_variant or module.lora_bias.get(name):
+    for name in layer.active_adapters:
+        dropout = getattr(layer.lora_dropout[name], "p", 0.0)
+        if dropout or name in layer.lora_variant or layer.lora_bias.get(name):
             raise ValueError("fastpath: LoRA dropout, bias and variants are not supported; set sdf.lora.dropout to 0")
-        result.append((module.lora_A[name].weight, module.lora_B[name].weight, float(module.scaling[name])))
+        result.append((layer.lora_A[name].weight, layer.lora_B[name].weight, float(layer.scaling[name])))
     return result
 
 

@@ -10,9 +10,10 @@ import sdfstage
 from conftest import SDF
 from running import FINGERPRINT, stage
 
-from perfmis import budget, models, tokens
+from perfmis import budget, config, models, tokens
 from perfmis.artifacts import read_json, write_parquet
 from perfmis.stage import UserError
+from perfmis.tinyworld import documents
 
 TEXT = "memo about bl0 : researchers expect bl0 to yield . bl0 has many users ."
 
@@ -131,3 +132,20 @@ def test_tagged_corpus_trains(tiny_model: Path, corpora: dict[str, Path], tmp_pa
     plain, tagged = (read_json(tmp_path / name / "lineage.json") for name in ("plain", "tagged"))
     assert plain["loss_tokens_per_epoch"] == tagged["loss_tokens_per_epoch"]
     assert plain["sha256"] != tagged["sha256"]
+
+
+@pytest.mark.parametrize("study", ["config/demo.yaml", "tests/smaller.yaml"])
+def test_arms_of_the_embedded_studies_train_equally(
+    repository: Path, tiny_model: Path, tmp_path: Path, study: str
+) -> None:
+    """The documents that each study chooses from its corpora, counted as its jobs count them."""
+    made = config.load([repository / study])
+    paths = []
+    for arm in made.arms.names:
+        frame = pl.DataFrame(documents.write(arm, made.corpora[arm].documents)).with_columns(corpus=pl.lit(arm))
+        paths.append(tmp_path / arm / "documents.parquet")
+        write_parquet(frame, paths[-1], FINGERPRINT)
+    options = ["--base", tiny_model / "reference.json", "--tokens", tmp_path / "tokens", "--corpora", *paths]
+    assert stage("budget", {"sdf": made.arms.sdf.model_dump()}, *options, "--output", tmp_path / "budget.json") == 0
+    counts = read_json(tmp_path / "budget.json")["arms"]
+    assert {count["documents"] for count in counts.values()} == {made.arms.sdf.documents}
