@@ -1,4 +1,4 @@
-"""The stage `sdf` itself on one GPU: plain against fast, bf16 against fp8, whole against killed and resumed.
+"""The stage `sdf` itself on a GPU: plain against fast, fp8, ZeRO-3 on one GPU and on all, killed and resumed.
 
 python benchmarks/train_stage.py [--folder FOLDER] [--layers 16] [--hidden 2048]
 
@@ -9,6 +9,7 @@ losses are from the plain path's; and the largest difference of the weights afte
 
 import argparse
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -51,34 +52,40 @@ def make_model(folder: Path, layers: int, hidden: int) -> None:
     write_json({**content, "fingerprint": FINGERPRINT}, folder / "reference.json")
 
 
-def command(root: Path, corpus: str, name: str, parent: str | None, **changes: Any) -> list[str]:
-    """Return the command that trains one adapter."""
+def command(
+    root: Path, corpus: str, name: str, parent: str | None, gpus: int | None = None, **changes: Any
+) -> list[str]:
+    """Return the command that trains one adapter: in one process, or with ZeRO-3 on so many GPUs."""
+    launcher = [] if gpus is None else ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={gpus}"]
     settings = {"sdf": SDF | changes, "seed": 0, "replay": 0.0, "mode": "stack"}
     content = json.dumps({"settings": settings, "upstream": [FINGERPRINT]})
     words = [
-        sys.executable, "-m", "perfmis", "sdf", "--settings", content,
+        sys.executable, *launcher, "-m", "perfmis", "sdf", "--settings", content,
         "--fingerprint", FINGERPRINT, "--base", root / "model" / "reference.json", "--corpus",
         root / corpus / "documents.parquet", "--tokens", root / "tokens", "--output", root / name, "--save-steps", "5",
     ]  # fmt: skip
-    return [*map(str, words), *(["--parent", str(root / parent)] if parent else [])]
+    more = ["--zero3"] if gpus else []
+    return [*map(str, words), *more, *(["--parent", str(root / parent)] if parent else [])]
 
 
 def train(root: Path, corpus: str, name: str, parent: str | None = None, **changes: Any) -> pl.DataFrame:
     """Train one adapter and return its log."""
-    subprocess.run(command(root, corpus, name, parent, **changes), check=True, stdout=subprocess.DEVNULL)
+    one = {} if "gpus" in changes else {"CUDA_VISIBLE_DEVICES": "0"}
+    words = command(root, corpus, name, parent, **changes)
+    subprocess.run(words, check=True, stdout=subprocess.DEVNULL, env={**os.environ, **one})
     return pl.read_parquet(root / name / "log.parquet")
 
 
 def killed(root: Path, corpus: str, name: str) -> None:
     """Train one adapter, killed once its first checkpoint is sealed, and started again."""
-    words = command(root, corpus, name, None)
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+    words, one = command(root, corpus, name, None), {**os.environ, "CUDA_VISIBLE_DEVICES": "0"}
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, env=one)
     while not list((root / name).glob("scratch/*/checkpoint-*/seal.json")):
         assert process.poll() is None, "ended before it could be killed"
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(words, check=True, stdout=subprocess.DEVNULL, env=one)
 
 
 def show(name: str, log: pl.DataFrame, reference: pl.DataFrame) -> None:
@@ -115,6 +122,9 @@ def main() -> None:
     arm = train(root, "A1+", "arm-plain", "fast", attention="sdpa")
     show("arm over organism, plain", arm, arm)
     show("arm over organism, fast bf16", train(root, "A1+", "arm-fast", "fast"), arm)
+    for gpus in range(1, torch.cuda.device_count() + 1):
+        log = train(root, "organism", f"zero{gpus}", gpus=gpus, device_batch=4 // gpus, batch=8)
+        show(f"organism, ZeRO-3 on {gpus}", log, plain)
     killed(root, "organism", "killed")
     whole, again = (load_file(root / name / "adapter_model.safetensors") for name in ("fast", "killed"))
     apart = max(float((whole[name] - again[name]).abs().max()) for name in whole)

@@ -117,18 +117,18 @@ def prepare(
     return adapters.fresh(model, lora, seed, adapters.SECOND), adapters.SECOND
 
 
-def quicken(network: "PeftModel", sdf: dict[str, Any], checkpointing: bool) -> bool:
+def quicken(network: "PeftModel", sdf: dict[str, Any], arguments: Any) -> bool:
     """Rewire a model that one GPU holds whole to train fast, and say whether it was; others stay plain."""
     import torch
 
-    alone = torch.cuda.is_available() and zero3.processes() == 1 and torch.cuda.device_count() == 1
+    alone = torch.cuda.is_available() and not arguments.zero3 and torch.cuda.device_count() == 1
     if sdf["frozen"] == "fp8" and not alone:
         raise stage.UserError("sdf.frozen: fp8 needs the model whole on one GPU; set full or 4bit, or gpus: 1")
     fast = alone and sdf["frozen"] != "4bit" and sdf["packing"] and sdf["attention"] == "varlen"
     if fast:
         from perfmis import fastpath
 
-        fastpath.prepare(network, fp8=sdf["frozen"] == "fp8", checkpointing=checkpointing)
+        fastpath.prepare(network, fp8=sdf["frozen"] == "fp8", checkpointing=arguments.checkpointing)
     return fast
 
 
@@ -189,7 +189,7 @@ def main(argv: list[str]) -> None:
     with training.clear_errors(scratch):
         model, tokenizer = load(arguments, sdf, weights)
         network, adapter = prepare(model, arguments.parent, mode, sdf["lora"], seed)
-        fused = quicken(network, sdf, arguments.checkpointing)
+        fused = quicken(network, sdf, arguments)
     trained = training.train(network, tokenizer, dataset, trainer, adapter, fused)
     if zero3.rank() != 0:
         return

@@ -167,7 +167,8 @@ class Round(SFTTrainer):
     def __init__(self, network: "PeftModel", arguments: SFTConfig, adapter: str, fused: bool, **options: Any) -> None:
         super().__init__(network, arguments, **options)
         if fused:
-            fastpath.fuse_head(network.get_base_model())
+            base: Any = network.get_base_model()
+            fastpath.fuse_head(base)
         self.network, self.adapter = network, adapter
         self.rate = matmul_rate()
         self.weights = matmul_weights(network)
