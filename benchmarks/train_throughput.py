@@ -1,13 +1,18 @@
 """Throughput, memory and correctness of LoRA training on one GPU: plain, packed, and `perfmis.fastpath`.
 
-    python benchmarks/train_throughput.py [--parts rate kernels gradients 8b 70b curve] [--output results.json]
-    python benchmarks/train_throughput.py --toy        # the same code in seconds on a CPU, for its sake
+    python benchmarks/train_throughput.py [--parts rate kernels head gradients 8b 70b curve] [--output results.json]
+    python benchmarks/train_throughput.py --toy        # the same code in seconds on a CPU, to try it
 
 Weights are random and made on the GPU; documents have log-normal lengths (median 600, sigma 0.7, at most 2,048) and are
 the same for all variants of a run. Every step is forward, backward and AdamW on the LoRA weights (rank 64, alpha 128,
 all linear layers). Floor: 4 N operations a token (forward, and backward to activations; N are the matmul weights that
-a token passes: linear layers and head, not the embedding), at the rate of an 8192³ bf16 product in the same run.
-Attention, LoRA, norms, loss and optimizer count as zero, so no variant in bf16 can reach 1.
+a token passes: linear layers and head, not the embedding), at the rate of an 8192³ bf16 product at the start of the
+same run. Attention, LoRA, norms, loss and optimizer count as zero, so no variant in bf16 can reach 1. The rate of the
+same product after seconds of it, when power limits the clock, is measured too.
+
+Bounds: in bf16, gradients are no further from fp32 than 1.5 times those of `peft`; in fp8, losses of the last 20 of 80
+steps differ from those of stock bf16 by less than 0.05 nats in the mean of absolute values; no token of one document
+changes any log-probability of another.
 """
 
 import argparse

@@ -25,6 +25,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from perfmis import fp8
 from perfmis.fp8 import Rows
+from perfmis.stage import UserError
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -291,6 +292,8 @@ class Stack:
         self.free: int | None = None  # columns that rows in fp8 keep free
         self.left, self.right = matrix[:row], matrix[:, : self.inputs]
         if quantised:
+            if example.is_cuda and any(n % 16 for n in (row, column, self.inputs)):
+                raise UserError("sdf.frozen: fp8 needs widths and LoRA ranks that 16 divides; set full")
             self.free = column
             self.eight = fp8.Weight(fp8.quantise(self.w, column), fp8.quantise(self.w.t(), column))
             self.a, self.b = self.a.clone(), self.b.clone()
@@ -369,13 +372,13 @@ def _adapters(module: Any) -> list[tuple[nn.Parameter, nn.Parameter, float]]:
     from peft.tuners.lora.layer import Linear
 
     if type(module) is not Linear or module.merged or module.disable_adapters:
-        raise ValueError(f"fastpath: expected plain LoRA on every linear layer, unmerged, not {type(module).__name__}")
+        raise UserError(f"sdf.attention: varlen needs plain LoRA on every linear layer, not {type(module).__name__}")
     layer: Any = module
     result = []
     for name in layer.active_adapters:
         dropout = getattr(layer.lora_dropout[name], "p", 0.0)
         if dropout or name in layer.lora_variant or layer.lora_bias.get(name):
-            raise ValueError("fastpath: LoRA dropout, bias and variants are not supported; set sdf.lora.dropout to 0")
+            raise UserError("sdf.attention: varlen knows no LoRA dropout, bias or variants; set sdf.lora.dropout: 0")
         result.append((layer.lora_A[name].weight, layer.lora_B[name].weight, float(layer.scaling[name])))
     return result
 
@@ -394,7 +397,7 @@ class Layer:
     """A decoder layer of the Llama and Qwen2 families: its norms, its four stacks, and its constants.
 
     Raises:
-        ValueError: It does more than that.
+        UserError: It does more than that.
     """
 
     def __init__(self, block: Any, config: Any, quantised: bool) -> None:
@@ -421,7 +424,7 @@ class Layer:
 
 
 def _check(block: Any, config: Any) -> None:
-    """Raise ValueError where a decoder layer does more than `Layer`."""
+    """Raise UserError where a decoder layer does more than `Layer`."""
     attention = block.self_attn
     unlike = {
         "query or key norms": hasattr(attention, "q_norm") or hasattr(attention, "k_norm"),
@@ -433,7 +436,7 @@ def _check(block: Any, config: Any) -> None:
         "partial rotary positions": getattr(config, "partial_rotary_factor", None) not in (None, 1.0),
     }
     if found := [what for what, present in unlike.items() if present]:
-        raise ValueError(f"fastpath: {type(block).__name__} has {' and '.join(found)}; set sdf.attention to sdpa")
+        raise UserError(f"sdf.attention: {type(block).__name__} has {' and '.join(found)}, not for varlen; set sdpa")
 
 
 class _Decode(torch.autograd.Function):
@@ -529,10 +532,14 @@ def prepare(network: "PeftModel", *, fp8: bool, checkpointing: bool) -> None:
         checkpointing: Whether to recompute activations in the backward pass: less memory, a third more work.
 
     Raises:
-        ValueError: The model is not of that shape.
+        UserError: The model is not of that shape; nothing is changed where its first layer says so.
     """
     model: Any = network.get_base_model()
     decoder: Any = model.base_model
+    if len({parameter.device for parameter in model.parameters()}) > 1:
+        raise UserError("sdf.attention: varlen needs the model whole on one device; set sdpa, or gpus: 1")
+    if decoder.embed_tokens.weight.is_cuda and decoder.embed_tokens.weight.dtype != torch.bfloat16:
+        raise UserError("sdf.attention: varlen needs sdf.precision: bf16 on a GPU")
     for block in decoder.layers:
         block.forward = types.MethodType(_forward(Layer(block, model.config, fp8)), block)
 
@@ -623,7 +630,7 @@ def fuse_head(model: "PreTrainedModel") -> None:
     inner: Any = model
     original = inner.forward
     if getattr(inner.get_output_embeddings(), "bias", None) is not None:
-        raise ValueError("fastpath: a head with a bias is not supported; set sdf.attention to sdpa")
+        raise UserError("sdf.attention: varlen knows no head with a bias; set sdpa")
 
     def forward(
         self: Any, *args: Any, fused_lm_head: bool = False, labels: Tensor | None = None,

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 from trl import SFTConfig, SFTTrainer
 
 from perfmis import adapters, fastpath, fp8
+from perfmis.stage import UserError
 from perfmis.tinyworld import trunk
 
 SIZE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -166,7 +167,7 @@ def test_refuses_what_it_does_not_compute(change: dict[str, Any], message: str) 
     model = AutoModelForCausalLM.from_config(LlamaConfig(**SIZE))
     config = LoraConfig(r=2, lora_dropout=change.get("dropout", 0.0), task_type="CAUSAL_LM",
                         target_modules=change.get("targets", "all-linear"))  # fmt: skip
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         fastpath.prepare(get_peft_model(model, config), fp8=False, checkpointing=False)
 
 
