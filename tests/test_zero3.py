@@ -1,13 +1,12 @@
 """DeepSpeed ZeRO-3 over two processes on a CPU, against one process without it."""
 
-import os
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import polars as pl
+import psutil
 import pytest
 import sdfstage
 import torch
@@ -87,13 +86,14 @@ def test_killed_processes_go_on_from_their_last_checkpoint(
     words = [sys.executable, *TORCHRUN, *sdfstage.command(
         tiny_model, corpora["organism"], folder, "--zero3", "--save-steps", "3", **CHANGES)]  # fmt: skip
     log = (tmp_path / "log").open("w")
-    process = subprocess.Popen(words, env=sdfstage.environment(), start_new_session=True, stdout=log, stderr=log)
+    process = subprocess.Popen(words, env=sdfstage.environment(), stdout=log, stderr=log)
     try:
         while not list(folder.glob("scratch/*/checkpoint-*/seal.json")):
             assert process.poll() is None, (tmp_path / "log").read_text()
             time.sleep(0.01)
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        for each in (*psutil.Process(process.pid).children(recursive=True), process):
+            each.kill()
         process.wait()
     assert not (folder / "lineage.json").exists()
     said = subprocess.run(words, env=sdfstage.environment(), capture_output=True, text=True)
