@@ -110,7 +110,6 @@ def test_rewired_model_learns_what_the_plain_one_does(
 
 def test_four_bit_base_is_trained_over(tiny_model: Path, corpora: dict[str, Path], tmp_path: Path) -> None:
     """QLoRA: the adapter is learnt on quantised weights and written as any other."""
-    pytest.importorskip("bitsandbytes", reason="the extra qlora is not installed")
     for frozen in ("full", "4bit"):
         assert sdfstage.train(tiny_model, corpora["organism"], tmp_path / frozen, frozen=frozen, epochs=4) == 0
     full, small = (pl.read_parquet(tmp_path / frozen / "log.parquet")["loss"] for frozen in ("full", "4bit"))
