@@ -2,7 +2,9 @@
 rule budget:
     input:
         base=f"{root}/models/{{model}}/reference.json",
-        corpora=expand("{root}/corpora/{arm}/documents.parquet", root=root, arm=study.arms.names),
+        corpora=expand(
+            "{root}/corpora/{arm}/documents.parquet", root=root, arm=study.arms.names
+        ),
     output:
         f"{root}/budget/{{model}}.json",
     log:
@@ -52,10 +54,10 @@ rule arm:
         mem_mb=memory_mb,
         runtime=train_minutes,
     params:
+        **stage(stages.arm),
         launcher=launcher,
         machine=machine,
         tokens=f"{root}/tokens",
-        **stage(stages.arm),
         parent=subpath(input.parent, parent=True),
         merged=f"{root}/merged",
         folder=subpath(output.lineage, parent=True),

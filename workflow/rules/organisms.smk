@@ -23,10 +23,10 @@ rule organism:
         mem_mb=memory_mb,
         runtime=train_minutes,
     params:
+        **stage(stages.organism),
         launcher=launcher,
         machine=machine,
         tokens=f"{root}/tokens",
-        **stage(stages.organism),
         folder=subpath(output.lineage, parent=True),
     shell:
         "{params.launcher} sdf --settings {params.settings:q} --fingerprint {params.fingerprint}"
