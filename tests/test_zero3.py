@@ -67,8 +67,9 @@ def test_adapter_is_gathered_whole_and_loads(tiny_model: Path, scattered: Path) 
 def test_second_round_over_a_scattered_model(
     tiny_model: Path, corpora: dict[str, Path], tmp_path: Path, scattered: Path
 ) -> None:
-    """Stacked over the first adapter: the export is of both ranks, and begins with the first one's weights."""
-    said = run(tiny_model, corpora["A1+"], tmp_path / "arm", "--parent", scattered, **CHANGES)
+    """Stacked over the first adapter, activations recomputed: an export of both ranks that begins with the first's."""
+    more = ("--parent", scattered, "--checkpointing")
+    said = run(tiny_model, corpora["A1+"], tmp_path / "arm", *more, **CHANGES)
     assert said.returncode == 0, said.stderr
     rank = read_json(scattered / "adapter_config.json")["r"]
     first, both = (load_file(folder / adapters.WEIGHTS) for folder in (scattered, tmp_path / "arm"))
