@@ -214,3 +214,29 @@ def test_demo_shows_no_arm_before_its_screen_has_run(folder: Path) -> None:
 def test_lint_finds_nothing(folder: Path) -> None:
     said = snakemake(folder, "--lint")
     assert said.returncode == 0, said.stdout + said.stderr
+
+
+@pytest.mark.parametrize(
+    ("model", "launched", "resources"),
+    [
+        (
+            "llama-3.1-405b",
+            "srun --nodes=2 --ntasks=2 --ntasks-per-node=1 --gpus-per-node=8 --cpus-per-task=64 bash "
+            "workflow/scripts/torchrun.sh 8 -m perfmis sdf",
+            ("nodes=2", "tasks=2", "mpi=srun", "slurm_extra=--gpus-per-node=8 --exclusive"),
+        ),
+        ("llama-3.1-70b", "torchrun --standalone --nproc-per-node=8 -m perfmis sdf", ("gpu=8", "mem_mb=800000")),
+    ],
+)
+def test_training_asks_slurm_for_the_gpus_it_starts_processes_for(
+    workdir: Callable[..., Path], model: str, launched: str, resources: tuple[str, ...]
+) -> None:
+    """One node or two, with ZeRO-3 over a process for each GPU."""
+    target = f"results/arms/{model}/seed0/A1+/lineage.json"
+    said = snakemake(workdir(), "--dry-run", "--printshellcmds", target)
+    assert said.returncode == 0, said.stderr
+    job = said.stdout.split("\nrule arm")[1].split("\n\n")[0]
+    assert launched in job
+    assert "--zero3" in job
+    asked = next(line for line in job.splitlines() if line.strip().startswith("resources:"))
+    assert all(resource in asked for resource in resources)
