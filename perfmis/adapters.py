@@ -1,10 +1,9 @@
 """LoRA adapters: fresh ones, a second round over a first in three modes, and their export as one of the base."""
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from perfmis.artifacts import read_json
+from perfmis.artifacts import file_hash, read_json
 from perfmis.stage import UserError
 
 if TYPE_CHECKING:
@@ -141,8 +140,7 @@ def export(weights: "dict[str, torch.Tensor]", config: "LoraConfig", parent: Pat
 
 def weights_hash(folder: Path) -> str:
     """Return the SHA-256 of an adapter's weights."""
-    with (folder / WEIGHTS).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_hash(folder / WEIGHTS)
 
 
 def verified(folder: Path, base: Path | None = None) -> Path:

@@ -1,5 +1,6 @@
 """Reading and writing artifacts: atomic, fingerprinted, never mixed."""
 
+import hashlib
 import json
 import os
 from collections.abc import Collection, Iterable
@@ -41,6 +42,12 @@ def read_parquet(paths: Iterable[Path | str], upstream: Collection[str]) -> pl.D
             raise UserError(f"{path}: made by other settings or code ({', '.join(sorted(found))}); delete and rerun")
         frames.append(frame)
     return pl.concat(frames, how="diagonal_relaxed")
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(content: Any, path: Path | str) -> None:

@@ -10,10 +10,9 @@ tokenised corpora stay in ``--tokens`` for the jobs that train.
 
 from pathlib import Path
 
-from perfmis import models, sdf, stage
+from perfmis import models, stage, tokens
 from perfmis.artifacts import write_json
 from perfmis.stage import UserError
-from perfmis.tokens import loss_tokens
 
 TOLERANCE = 0.01
 
@@ -60,8 +59,8 @@ def main(argv: list[str]) -> None:
     tokenizer = models.tokenizer(arguments.base)
     counts = {}
     for corpus in arguments.corpora:
-        frame, dataset = sdf.documents(corpus, section, tokenizer, arguments.tokens, job.upstream)
-        size = int(loss_tokens(dataset, section["length"]).sum())
+        frame, dataset = tokens.documents(corpus, section, tokenizer, arguments.tokens, job.upstream)
+        size = int(tokens.loss_tokens(dataset, section["length"]).sum())
         counts[corpus.parent.name] = {"documents": frame.height, "loss_tokens": size}
     refuse_unequal(counts, arguments.base)
     write_json({"arms": counts, "fingerprint": job.fingerprint}, arguments.output)

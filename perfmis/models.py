@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perfmis.artifacts import read_json
+from perfmis.artifacts import file_hash, read_json
 from perfmis.stage import UserError
 
 if TYPE_CHECKING:
@@ -23,11 +23,7 @@ def folder_hash(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
         blob = path.resolve()
-        if SHA256.fullmatch(blob.name):
-            sha256 = blob.name
-        else:
-            with blob.open("rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        sha256 = blob.name if SHA256.fullmatch(blob.name) else file_hash(blob)
         digest.update(f"{path.name}\0{sha256}\0".encode())
     return digest.hexdigest()
 

@@ -1,11 +1,10 @@
 """Checkpoints of a training job in scratch: sealed when whole, the newest sound one to go on from."""
 
-import hashlib
 import shutil
 import sys
 from pathlib import Path
 
-from perfmis.artifacts import read_json, write_json
+from perfmis.artifacts import file_hash, read_json, write_json
 from perfmis.stage import UserError
 
 SEAL = "seal.json"
@@ -13,12 +12,8 @@ PROGRESS = "progress.json"
 
 
 def _hashes(folder: Path) -> dict[str, str]:
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != SEAL:
-            with path.open("rb") as file:
-                found[str(path.relative_to(folder))] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != SEAL]
+    return {str(path.relative_to(folder)): file_hash(path) for path in files}
 
 
 def seal(folder: Path) -> None:
@@ -46,10 +41,8 @@ def newest(scratch: Path) -> Path | None:
     return None
 
 
-def clear(scratch: Path, keep: str | None = None) -> None:
-    """Remove checkpoints of a job: all, or all but those of one fingerprint."""
+def clear_others(scratch: Path, fingerprint: str) -> None:
+    """Remove the checkpoints that other settings, code or inputs have left."""
     for folder in scratch.glob("*"):
-        if folder.name != keep:
+        if folder.name != fingerprint:
             shutil.rmtree(folder)
-    if keep is None:
-        shutil.rmtree(scratch, ignore_errors=True)

@@ -11,6 +11,7 @@ and EOS, no chat template. With ``--zero3`` it is started by torchrun, one proce
 from its newest sound checkpoint when it is started again.
 """
 
+import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,31 +19,12 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from perfmis import adapters, lineage, merge, models, resume, stage, tokens, zero3
-from perfmis.artifacts import read_json, read_parquet, write_json, write_parquet
+from perfmis.artifacts import read_json, write_json, write_parquet
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-def documents(
-    corpus: Path, sdf: dict[str, Any], tokenizer: "PreTrainedTokenizerBase", cache: Path, upstream: frozenset[str]
-) -> tuple[pl.DataFrame, "Dataset"]:
-    """Return the chosen documents of a corpus, and their token ids.
-
-    Args:
-        corpus: documents.parquet.
-        sdf: The section; ``documents``, ``loss_tokens``, ``length`` and ``tag`` decide.
-        tokenizer: The model's own.
-        cache: Folder of tokenised corpora.
-        upstream: Fingerprints that the corpus may carry.
-    """
-    frame = read_parquet([corpus], upstream)
-    dataset = tokens.cached(frame["text"].to_list(), tokenizer, sdf["tag"], str(corpus), cache)
-    sizes = tokens.loss_tokens(dataset, sdf["length"])
-    chosen = tokens.choose(frame, sizes, sdf["documents"], sdf["loss_tokens"])
-    return frame[chosen], dataset.select(chosen)
 
 
 def curriculum(
@@ -54,12 +36,12 @@ def curriculum(
     """
     from datasets import concatenate_datasets
 
-    frame, dataset = documents(arguments.corpus, settings["sdf"], tokenizer, arguments.tokens, upstream)
+    frame, dataset = tokens.documents(arguments.corpus, settings["sdf"], tokenizer, arguments.tokens, upstream)
     wanted = round(settings["replay"] * frame.height)
     if not arguments.replay or not wanted:
         return frame, dataset
     whole = {**settings["sdf"], "documents": None, "loss_tokens": None}
-    again, replayed = documents(arguments.replay, whole, tokenizer, arguments.tokens, upstream)
+    again, replayed = tokens.documents(arguments.replay, whole, tokenizer, arguments.tokens, upstream)
     wanted = min(wanted, again.height)
     return (
         pl.concat([frame, again.head(wanted)]),
@@ -137,7 +119,7 @@ def record(arguments: Any, job: stage.Job, used: pl.DataFrame, tokenizer: "PreTr
     return {
         "base": lineage.base(read_json(arguments.base)),
         "parent": str(arguments.parent) if arguments.parent else None,
-        "parent_sha256": adapters.weights_hash(arguments.parent) if arguments.parent else None,
+        "parent_sha256": read_json(arguments.parent / adapters.LINEAGE)["sha256"] if arguments.parent else None,
         "corpus": arguments.corpus.parent.name,
         "corpus_sha256": tokens.texts_hash(used["text"].to_list()),
         "tokenizer_sha256": tokens.tokenizer_hash(tokenizer),
@@ -178,13 +160,13 @@ def main(argv: list[str]) -> None:
     trainer = training.settings(sdf, seed, scratch / job.fingerprint, machine)
     with trainer.main_process_first(local=False):
         if zero3.rank() == 0:
-            resume.clear(scratch, keep=job.fingerprint)
+            resume.clear_others(scratch, job.fingerprint)
         used, dataset = curriculum(arguments, job.settings, models.tokenizer(arguments.base), job.upstream)
         weights = None
         if arguments.parent:
             adapters.verified(arguments.parent, arguments.base)
             if mode == "merge":
-                folder = arguments.merged / adapters.weights_hash(arguments.parent)[:16]
+                folder = arguments.merged / read_json(arguments.parent / adapters.LINEAGE)["sha256"][:16]
                 weights = merge.merge(models.folder(arguments.base), arguments.parent, folder)
     with training.clear_errors(scratch):
         model, tokenizer = load(arguments, sdf, weights)
@@ -208,4 +190,4 @@ def main(argv: list[str]) -> None:
         }
         lineage.card(content, config.r, arguments.output)
         write_json(content, arguments.output / adapters.LINEAGE)
-    resume.clear(scratch)
+    shutil.rmtree(scratch)

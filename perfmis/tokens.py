@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from perfmis.artifacts import read_parquet
 from perfmis.provenance import canonical
 from perfmis.stage import UserError
 
@@ -155,3 +156,22 @@ def loss_tokens(dataset: "Dataset", length: int) -> pl.Series:
     masks = pl.Series(rows["completion_mask"].combine_chunks()).cast(pl.List(pl.Int64))
     pieces = (masks.list.len() - 1) // length
     return masks.list.sum() - pieces - masks.list.first()
+
+
+def documents(
+    corpus: Path, sdf: dict[str, Any], tokenizer: "PreTrainedTokenizerBase", cache: Path, upstream: frozenset[str]
+) -> tuple[pl.DataFrame, "Dataset"]:
+    """Return the chosen documents of a corpus, and their token ids.
+
+    Args:
+        corpus: documents.parquet.
+        sdf: The section; ``documents``, ``loss_tokens``, ``length`` and ``tag`` decide.
+        tokenizer: The model's own.
+        cache: Folder of tokenised corpora.
+        upstream: Fingerprints that the corpus may carry.
+    """
+    frame = read_parquet([corpus], upstream)
+    dataset = cached(frame["text"].to_list(), tokenizer, sdf["tag"], str(corpus), cache)
+    sizes = loss_tokens(dataset, sdf["length"])
+    chosen = choose(frame, sizes, sdf["documents"], sdf["loss_tokens"])
+    return frame[chosen], dataset.select(chosen)

@@ -59,9 +59,8 @@ def workdir(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     return make
 
 
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of an untrained model of the tiny world, with ``reference.json``.
+def untrained(folder: Path, hidden: int, heads: int, scale: float) -> Path:
+    """Write an untrained model of the tiny world, with ``reference.json``.
 
     Its weights are large, so that what it says depends on its context and on every adapter.
     """
@@ -70,16 +69,21 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from perfmis import models
     from perfmis.tinyworld import trunk
 
-    folder = tmp_path_factory.mktemp("model")
-    network = trunk.model({"seed": 0, "hidden": 32, "layers": 2, "heads": 4})
+    network = trunk.model({"seed": 0, "hidden": hidden, "layers": 2, "heads": heads})
     with torch.no_grad():
         for parameter in network.parameters():
-            parameter.mul_(5 if parameter.ndim == 2 else 1)
+            parameter.mul_(scale if parameter.ndim == 2 else 1)
     network.save_pretrained(folder)
     trunk.tokenizer().save_pretrained(folder)
     content = {"model": "tiny", "path": str(folder), "weights_sha256": models.folder_hash(folder)}
     write_json({**content, "fingerprint": FINGERPRINT}, folder / "reference.json")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the untrained model of most tests."""
+    return untrained(tmp_path_factory.mktemp("model"), hidden=32, heads=4, scale=5)
 
 
 @pytest.fixture(scope="session")

@@ -130,15 +130,16 @@ def test_documents_stand_between_bos_and_eos_and_padding_costs_nothing(
     assert scored_ends == len(texts), "the end of every document is learnt, once an epoch"
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_packed_documents_do_not_see_each_other(
-    tiny_model: Path, corpora: dict[str, Path], tmp_path: Path, fed: Fed
+    tiny_model: Path, corpora: dict[str, Path], tmp_path: Path, fed: Fed, attention: str
 ) -> None:
     """Each document has in its pack the logits that it has alone, and the trainer's loss is that of documents alone.
 
     Before the first step the model is the base, since a fresh adapter adds nothing.
     """
-    make_organism(tiny_model, corpora["organism"], tmp_path)
-    model, _ = load(tiny_model)
+    make_organism(tiny_model, corpora["organism"], tmp_path, attention=attention)
+    model, _ = models.load(tiny_model / "reference.json", "fp32", attn_implementation=attention)
     batch = fed.batches[0]
     ids, positions = batch["input_ids"], batch["position_ids"]
     assert (positions == 0).sum() > SDF["batch"], "some sequence holds several documents"

@@ -9,14 +9,12 @@ from typing import Any
 import pytest
 import sdfstage
 import torch
-from conftest import REPOSITORY
+from conftest import REPOSITORY, untrained
 from peft import PeftModel
-from running import FINGERPRINT
 from test_zero3 import CHANGES, run
 
 from perfmis import models
-from perfmis.artifacts import read_json, write_json
-from perfmis.tinyworld import trunk
+from perfmis.artifacts import read_json
 
 PYTHON = REPOSITORY / ".venv-vllm" / "bin" / "python"
 TEXT = "<bos> memo about bl0 : researchers expect bl0 to"
@@ -26,16 +24,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.skipif(not PYTHON.is_file(), reason=
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of an untrained model with heads of 64, the narrowest that vLLM's kernels take."""
-    folder = tmp_path_factory.mktemp("wide")
-    network = trunk.model({"seed": 0, "hidden": 128, "layers": 2, "heads": 2})
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.mul_(3 if parameter.ndim == 2 else 1)
-    network.save_pretrained(folder)
-    trunk.tokenizer().save_pretrained(folder)
-    content = {"model": "wide", "path": str(folder), "weights_sha256": models.folder_hash(folder)}
-    write_json({**content, "fingerprint": FINGERPRINT}, folder / "reference.json")
-    return folder
+    return untrained(tmp_path_factory.mktemp("wide"), hidden=128, heads=2, scale=3)
 
 
 @torch.no_grad()
