@@ -3,16 +3,17 @@
     python -m perfmis doctor [--profile slurm] [--config FILE ...]
 
 One line a check: ``ok``, ``warning`` or ``FAIL`` with the fix; the exit status is 1 where something failed. Nothing is
-downloaded, no key is printed. `preflight` is the part that needs neither network nor other programs; the workflow
-calls it before its first job.
+downloaded, no key is printed. `preflight` is the part that takes an instant; the workflow calls it before its first
+job.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from perfmis import config
-from perfmis.checks import access, cluster, gpus, lengths, lora, storage, versions
+from perfmis.checks import access, cluster, gpus, lengths, lora, orphans, storage, versions
 from perfmis.checks.finding import Finding
 from perfmis.config import Study
 from perfmis.stage import UserError
@@ -22,7 +23,7 @@ NO_PROFILE = "none"
 
 
 def preflight(study: Study) -> list[Finding]:
-    """Return what can be told in an instant: libraries, keys, lengths, ranks, write access."""
+    """Return what can be told in an instant: libraries, keys, lengths, ranks, write access, jobs still on."""
     return [
         versions.python(),
         *versions.libraries(study),
@@ -30,6 +31,7 @@ def preflight(study: Study) -> list[Finding]:
         *lengths.limits(study),
         *lora.ranks(study),
         storage.writable(study),
+        *orphans.live(Path.cwd()),
     ]
 
 

@@ -15,7 +15,7 @@ from running import command
 from test_config import COMMIT, FREE
 
 from perfmis import config, doctor
-from perfmis.checks import access, cluster, gpus, lengths, lora, storage, versions, weights
+from perfmis.checks import access, cluster, gpus, lengths, lora, orphans, storage, versions, weights
 from perfmis.checks.finding import Finding
 from perfmis.config import Study
 from perfmis.stage import UserError
@@ -293,6 +293,20 @@ def test_clusters_with_too_few_gpus_or_without_an_answer(study: Make, slurm: Pat
     program(slurm.parent / "bin", "sinfo", "echo slurm_load_partitions: no controller >&2; exit 1")
     (failed,) = failures(cluster.checked(study("{}"), slurm))
     assert "no controller" in failed
+
+
+def test_jobs_of_a_dead_run_stop_a_second_one(tmp_path: Path, study: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only jobs of this folder that Snakemake sent: the message says how to end them, and nothing else of the user."""
+    here = Path.cwd()
+    jobs = [f"7|rule_arm_wildcards_x|{here}", f"8|rule_gaps|{here}x", f"9|(null)|{here}"]
+    program(tmp_path / "bin", "squeue", "\n".join(f"echo '{job}'" for job in jobs))
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    before = failures(doctor.preflight(study("{}")))
+    (failed,) = failures(orphans.live(here))
+    assert failed in before
+    assert failed.endswith("are still on; wait until they end, or: scancel 7")
+    program(tmp_path / "bin", "squeue", "echo slurm_load_jobs: no controller >&2; exit 1")
+    assert not orphans.live(here)
 
 
 def test_the_shipped_profile_is_understood_and_a_missing_one_named(
