@@ -1,5 +1,6 @@
 """The ground all tests share: the repository, folders to run the workflow in, a tiny model with adapters."""
 
+import os
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -10,6 +11,8 @@ import running
 from running import FINGERPRINT
 
 from perfmis.artifacts import write_json, write_parquet
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # each of the processes among which tests are shared out has one core
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PARTS = (

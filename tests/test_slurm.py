@@ -1,4 +1,4 @@
-"""A small study through ``--profile slurm`` on a real Slurm, with its jobs, its submitter and a node killed on the way.
+"""A small study through ``--profile slurm`` on a real Slurm, while its jobs, submitters, nodes and daemons are killed.
 
 `tests/slurm` holds the cluster: three nodes on this machine, two of them with pretend GPUs.
 """
@@ -12,34 +12,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
 
+import cluster as slurm
+import faults
 import polars as pl
 import pytest
+from cluster import HERE, STUDY
 from polars.testing import assert_frame_equal
-from running import environment, snakemake
+from running import command, snakemake
 
 from perfmis.artifacts import read_json
 
-HERE = Path(__file__).resolve().parent
-STUDY = "study.yaml"
 ROOT = "results/slurm"
-TARGET = f"{ROOT}/screen/screen.parquet"
-# What a user would choose too, were jobs as short as these: ask early, wait little, and leave a small machine alone.
-BRIEF = ("--jobs", "2", "--slurm-init-seconds-before-status-checks", "1", "--latency-wait", "5")
-RUN = (sys.executable, "-m", "snakemake", TARGET, "--profile", "slurm", "--configfile", STUDY, *BRIEF)
-PATIENCE = 300  # seconds in which a job must have started; a bound for hung tests, not a claim
-# config/README.md's five values, for the cluster of tests/slurm.
-SITE = {
-    "profile.yaml": {
-        "slurm-status-command": "slurm-status-command: squeue",
-        "  slurm_account": "  # no accounts here",
-    },
-    "partitions.yaml": {"  cpu": "  batch:", "  gpu": "  accelerated:", "    max_gpu: 8": "    max_gpu: 8"},
-}
+GAPS = f"{ROOT}/tables/gaps.csv"
+TARGETS = (GAPS, f"{ROOT}/screen/screen.parquet")
+ORGANISM = f"{ROOT}/organisms/both/seed0"
 # Where each kind of job has to run, and with how many GPUs.
 PLACES = [
     ("tiny_trunk", "batch", "N/A"),
@@ -58,101 +47,15 @@ NO_TABLES = {
 }  # fmt: skip
 
 
-def edit_site_values(profile: Path) -> None:
-    """Edit the lines that are marked ``site:``, as a site does, and find no other such line."""
-    for name, values in SITE.items():
-        lines = (profile / name).read_text().splitlines()
-        marked = [number for number, line in enumerate(lines) if "site:" in line and not line.startswith("#")]
-        assert len(marked) == len(values)
-        for number in marked:
-            (new,) = [value for key, value in values.items() if lines[number].startswith(key)]
-            lines[number] = new
-        (profile / name).write_text("\n".join(lines) + "\n")
-
-
-def output(*words: str) -> str:
-    return subprocess.run(words, check=True, capture_output=True, text=True).stdout
-
-
-class Job(NamedTuple):
-    """What Slurm remembers of a job."""
-
-    number: str
-    rule: str
-    state: str
-    partition: str
-    gpus: str
-    node: str
-
-
-def slurm_jobs() -> list[Job]:
-    columns = ",".join(f"{name}:|" for name in ("JobID", "Comment", "State", "Partition", "tres-per-job", "NodeList"))
-    found = []
-    for line in output("squeue", "--states", "all", "--noheader", "--Format", columns).splitlines():
-        number, comment, *rest = line.split("|")[:6]
-        found.append(Job(number, re.sub(r"^rule_|_wildcards_.*", "", comment), *rest))
-    return found
-
-
-def processes(job: Job) -> dict[int, list[bytes]]:
-    """Return the command line of each process that a job has on this machine, beside Slurm's own."""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (folder / "cmdline").read_bytes().split(b"\0")
-            variables = (folder / "environ").read_bytes().split(b"\0")
-        except OSError:  # it has ended meanwhile
-            continue
-        if f"SLURM_JOB_ID={job.number}".encode() in variables:
-            found[int(folder.name)] = words
-    return found
-
-
-def stage_of(job: Job) -> int | None:
-    """Return the process of a job's stage, once it runs."""
-    stages = (process for process, words in processes(job).items() if words[1:3] == [b"-m", b"perfmis"])
-    return next(stages, None)
-
-
-def wait_for(rule: str, submitter: "subprocess.Popen[bytes]") -> tuple[Job, int]:
-    """Wait until a stage of a rule runs, and return its job and process."""
-    until = time.monotonic() + PATIENCE
-    while time.monotonic() < until and submitter.poll() is None:
-        for job in slurm_jobs():
-            if job.rule == rule and job.state == "RUNNING" and (process := stage_of(job)):
-                return job, process
-        time.sleep(0.1)
-    raise AssertionError(f"no job of {rule} ran: {slurm_jobs()}")
-
-
-def kill(process: int) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(process, signal.SIGKILL)
-
-
-def kill_node(node: str, cluster: Path) -> None:
-    """Kill a node's daemon and all that it started, as a power cut does."""
-    kill(int((cluster / f"slurmd-{node}.pid").read_text()))
-    for job in [job for job in slurm_jobs() if job.state == "RUNNING" and job.node == node]:
-        for line in output("ps", "-eo", "pid=,args=").splitlines():
-            number, arguments = line.split(maxsplit=1)
-            if arguments.startswith(f"slurmstepd: [{job.number}."):
-                kill(int(number))
-        for process in processes(job):
-            kill(process)
-
-
-def start(folder: Path, name: str) -> "subprocess.Popen[bytes]":
-    """Start the study on Slurm; what it says goes to a file."""
-    with (folder / name).open("wb") as log:
-        return subprocess.Popen(RUN, cwd=folder, env=environment(folder), stdout=log, stderr=subprocess.STDOUT)
+SAME = "that job again; tables and adapters as undisturbed"
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Folder of a running cluster."""
+def cluster(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """Folder of a running cluster; with accounting where a test asks for it."""
     folder = tmp_path_factory.mktemp("cluster")
-    said = subprocess.run([HERE / "slurm/up.sh", folder], check=False, capture_output=True, text=True)
+    words = [HERE / "slurm/up.sh", folder, *getattr(request, "param", [])]
+    said = subprocess.run(words, check=False, capture_output=True, text=True)
     if said.returncode == 3:
         pytest.skip(said.stderr.strip())
     try:
@@ -162,58 +65,216 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         subprocess.run([HERE / "slurm/down.sh", folder], check=True)
 
 
+Make = Callable[..., Path]
+
+
 @pytest.fixture(scope="module")
-def folders(workdir: Callable[..., Path]) -> dict[str, Path]:
-    """One folder for Slurm and one for a local run, with the same code."""
-    made = {name: workdir(copied=("perfmis", "workflow", "resources", "profiles")) for name in ("slurm", "local")}
-    for folder in made.values():
+def make(workdir: Callable[..., Path]) -> Make:
+    """Return a function that makes a folder with the study and the profile of this cluster, and code of its own."""
+
+    def made(accounting: bool = False) -> Path:
+        folder = workdir(copied=("perfmis", "workflow", "resources", "profiles"))
         shutil.copy(HERE / "slurm" / STUDY, folder / STUDY)
         (folder / "slurm").unlink()
         (folder / "slurm").symlink_to("profiles/slurm")
-    edit_site_values(made["slurm"] / "profiles/slurm")
+        slurm.edit_site_values(folder / "profiles/slurm", accounting)
+        return folder
+
     return made
 
 
-@pytest.mark.slurm
-def test_killed_study_ends_with_the_tables_of_a_local_run(cluster: Path, folders: dict[str, Path]) -> None:
-    folder = folders["slurm"]
+@pytest.fixture(scope="module")
+def local(make: Make) -> Path:
+    """A folder in which the study has run without Slurm, and without interruption."""
+    folder = make()
+    said = command(folder, sys.executable, "-m", "perfmis", "warm", *slurm.LOCAL, *TARGETS)
+    assert said.returncode == 0, said.stderr[-4000:]
+    return folder
 
-    submitter = start(folder, "first.log")
-    wait_for("tiny_trunk", submitter)
+
+@pytest.fixture
+def untrained(make: Make, local: Path) -> Path:
+    """A folder with the results of the local run but for the organism's adapter: one job of Slurm is left."""
+    folder = make()
+    for part in ("results", ".snakemake"):
+        shutil.rmtree(folder / part, ignore_errors=True)
+        shutil.copytree(local / part, folder / part)
+    shutil.rmtree(folder / ORGANISM)
+    return folder
+
+
+def refused(folder: Path) -> str:
+    """Return the one line by which a start is refused."""
+    said = command(folder, *slurm.words(*TARGETS))
+    assert said.returncode != 0
+    (line,) = [line for line in said.stderr.splitlines() if line.startswith("error: ")]
+    return line
+
+
+def plain(line: str) -> str:
+    """Return a line without what differs from one time to the next."""
+    line = re.sub(r"process \d+ on \S+", "process NUMBER on HOST", line)
+    return re.sub(r"scancel [\d ]+$", "scancel NUMBERS", line)
+
+
+def assert_resumed(folder: Path) -> None:
+    assert "going on from" in (folder / ROOT / "logs/organisms/both/seed0.log").read_text()
+
+
+def assert_same_adapter(folder: Path, local: Path) -> None:
+    """Adapters are equal bit for bit."""
+    one, other = (read_json(each / ORGANISM / "lineage.json")["sha256"] for each in (folder, local))
+    assert one == other
+
+
+def assert_same_tables(folder: Path, local: Path) -> None:
+    paths = [path.relative_to(local) for kind in ("screen", "outcomes", "beliefs", "tables")
+             for path in (local / ROOT / kind).rglob("*.parquet")]  # fmt: skip
+    assert len(paths) >= 8
+    for path in paths:
+        assert_frame_equal(pl.read_parquet(folder / path), pl.read_parquet(local / path))
+
+
+@pytest.mark.slurm
+def test_killed_study_ends_with_the_tables_of_a_local_run(cluster: Path, make: Make, local: Path) -> None:
+    """A submitter, a stage and a node are killed, and a second submitter tries to start beside the first."""
+    folder = make()
+
+    submitter = slurm.start(folder, "first.log", *TARGETS)
+    slurm.wait_for("tiny_trunk", submitter)
+    twice = refused(folder)
+    assert f"process {submitter.pid} on" in twice
+    assert "works here already" in twice
+
     submitter.kill()
     submitter.wait()
-    # Its jobs run on without it: a new submitter does not know them, so they are cancelled first (config/README.md).
-    orphans = [job.number for job in slurm_jobs() if job.state in ("RUNNING", "PENDING")]
-    assert orphans
-    output("scancel", *orphans)
-    assert snakemake(folder, "--profile", "slurm", "--configfile", STUDY, "--unlock").returncode == 0
+    # Its jobs run on without it.
+    locked = refused(folder)
+    assert "died and left its lock" in locked
+    assert command(folder, *slurm.words("--unlock")).returncode == 0
+    orphaned = refused(folder)
+    advice = re.search(r"scancel ([\d ]+)$", orphaned)
+    assert advice
+    assert set(advice[1].split()) == {job.number for job in slurm.running()}
+    slurm.output("scancel", *advice[1].split())
+    slurm.wait_until(lambda: not slurm.running(), "the end of the cancelled jobs")
 
-    submitter = start(folder, "second.log")
-    killed, process = wait_for("organism", submitter)
-    kill(process)
-    lost, _ = wait_for("screen_transcripts", submitter)
-    kill_node(lost.node, cluster)
-    code = submitter.wait(timeout=900)
-    assert code == 0, (folder / "second.log").read_text()[-4000:]
+    submitter = slurm.start(folder, "second.log", *TARGETS)
+    killed, process = slurm.wait_for("organism", submitter)
+    slurm.kill(process)
+    lost, _ = slurm.wait_for("screen_transcripts", submitter)
+    slurm.kill_node(lost.node, cluster)
+    said = slurm.finish(submitter, folder / "second.log")
 
-    after = {job.number: job for job in slurm_jobs()}
-    assert after[killed.number].state == "FAILED", "the profile's retries sent another job"
-    assert after[lost.number].state == "COMPLETED", "Slurm itself started the job of the dead node anew"
-    assert after[lost.number].node != lost.node
+    assert slurm.state(killed) == "FAILED", "the profile's retries sent another job"
+    assert slurm.state(lost) == "COMPLETED", "Slurm itself started the job of the dead node anew"
+    after = slurm.jobs()
+    assert next(job.node for job in after if job.number == lost.number) != lost.node
     for rule, partition, gpus in PLACES:
-        assert {(job.partition, job.gpus) for job in after.values() if job.rule == rule} == {(partition, gpus)}
+        assert {(job.partition, job.gpus) for job in after if job.rule == rule} == {(partition, gpus)}
 
-    said = snakemake(folders["local"], TARGET, "--configfile", STUDY, "--cores", "2")
-    assert said.returncode == 0, said.stderr[-4000:]
-    one, other = (folders[name] / ROOT for name in ("slurm", "local"))
-    tables = [path.relative_to(other) for kind in ("screen", "outcomes") for path in (other / kind).rglob("*.parquet")]
-    assert len(tables) == 3  # of base and organism, and the screen
-    for table in tables:
-        assert_frame_equal(pl.read_parquet(one / table), pl.read_parquet(other / table))
-    lineage = "organisms/both/seed0/lineage.json"
-    assert read_json(one / lineage)["sha256"] == read_json(other / lineage)["sha256"], "adapters, bit for bit"
-    said = snakemake(folder, TARGET, "--profile", "slurm", "--configfile", STUDY)
-    assert "nothing to do: all results are up to date" in said.stderr
+    assert_same_tables(folder, local)
+    assert_same_adapter(folder, local)
+    assert "nothing to do: all results are up to date" in command(folder, *slurm.words(*TARGETS)).stderr
+    faults.record("slurm-twice", "trunk", plain(twice), "nothing", "the first goes on")
+    saids = f"{plain(locked)}; then: {plain(orphaned)}"
+    faults.record("slurm-submitter", "trunk", saids, "the jobs under way", SAME)
+    (killed_line,) = re.findall(r"^    (error: killed.*)$", said, re.MULTILINE)
+    faults.record("slurm-stage", "organism", killed_line, "steps since the last checkpoint", SAME)
+    faults.record("slurm-node", "samples", "", "samples under way", SAME)
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+def test_job_that_runs_out_of_time_goes_on_from_its_checkpoint(cluster: Path, untrained: Path, local: Path) -> None:
+    """The stage is stopped after a checkpoint, until Slurm's limit of a minute ends its job."""
+    (untrained / "brief.yaml").write_text("sizes: {small: {train_hours: 0.01}}")
+    study = (STUDY, "brief.yaml")
+    submitter = slurm.start(untrained, "run.log", f"{ORGANISM}/lineage.json", study=study)
+    job, process = slurm.wait_for("organism", submitter)
+    slurm.wait_until(lambda: list((untrained / ROOT).rglob("seal.json")), "a checkpoint")
+    os.kill(process, signal.SIGSTOP)
+    slurm.wait_until(lambda: slurm.state(job) == "TIMEOUT", "the end of the job's time")
+    said = slurm.finish(submitter, untrained / "run.log")
+    told = re.search(r"^FAILED organism both 0: (Slurm says TIMEOUT .*); see ", said, re.MULTILINE)
+    assert told
+    assert_resumed(untrained)
+    assert_same_adapter(untrained, local)
+    faults.record("slurm-timeout", "organism", told[1], "steps since the last checkpoint", SAME)
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+def test_job_that_is_requeued_by_hand_goes_on_from_its_checkpoint(cluster: Path, untrained: Path, local: Path) -> None:
+    submitter = slurm.start(untrained, "run.log", f"{ORGANISM}/lineage.json")
+    job, process = slurm.wait_for("organism", submitter)
+    slurm.wait_until(lambda: list((untrained / ROOT).rglob("seal.json")), "a checkpoint")
+    os.kill(process, signal.SIGSTOP)
+    slurm.output("scontrol", "requeue", job.number)
+    slurm.finish(submitter, untrained / "run.log")
+    assert slurm.state(job) == "COMPLETED", "under the same number"
+    assert_resumed(untrained)
+    assert_same_adapter(untrained, local)
+    faults.record("slurm-requeue", "organism", "", "steps since the last checkpoint", SAME)
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+def test_daemons_that_die_and_come_back_disturb_no_job(cluster: Path, untrained: Path, local: Path) -> None:
+    """The controller is away while snakemake asks for its jobs, and the node's daemon while its job is on."""
+    submitter = slurm.start(untrained, "run.log", f"{ORGANISM}/lineage.json")
+    job, process = slurm.wait_for("organism", submitter)
+    os.kill(process, signal.SIGSTOP)
+    slurm.kill(int((cluster / "slurmctld.pid").read_text()))
+    slurm.kill(int((cluster / f"slurmd-{job.node}.pid").read_text()))
+    time.sleep(25)  # several rounds of questions
+    slurm.output("slurmctld")
+    slurm.output("slurmd", "-N", job.node)
+    slurm.wait_until(lambda: slurm.state(job) == "RUNNING", "the controller's return")
+    os.kill(process, signal.SIGCONT)
+    slurm.finish(submitter, untrained / "run.log")
+    assert slurm.state(job) == "COMPLETED"
+    assert_same_adapter(untrained, local)
+    faults.record("slurm-daemons", "organism", "", "nothing", "the job goes on; its adapter as undisturbed")
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+def test_training_over_two_nodes_is_that_of_one_process(cluster: Path, untrained: Path, local: Path) -> None:
+    """ZeRO-3 over one process a node, through srun and torchrun as in a study of 405B models."""
+    from safetensors.numpy import load_file
+
+    halves = "{sdf: {device_batch: 4}}"
+    (untrained / "nodes.yaml").write_text(f"sizes: {{small: {{nodes: 2}}}}\norganisms: {halves}\narms: {halves}\n")
+    study = (STUDY, "nodes.yaml")
+    submitter = slurm.start(untrained, "run.log", f"{ORGANISM}/lineage.json", study=study)
+    slurm.finish(submitter, untrained / "run.log")
+    (job,) = [job for job in slurm.jobs() if job.rule == "organism_multinode"]
+    assert (job.partition, job.node) == ("accelerated", "gpu[1-2]")
+    one, other = (load_file(each / ORGANISM / "adapter_model.safetensors") for each in (untrained, local))
+    assert one.keys() == other.keys()
+    for name, weights in one.items():
+        assert abs(weights - other[name]).max() < 1e-4, name
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+@pytest.mark.parametrize("cluster", [["accounting"]], indirect=True)
+def test_cluster_with_accounting_is_asked_by_sacct(cluster: Path, make: Make, local: Path) -> None:
+    """As the profile is shipped: jobs are paid by an account, and sacct says which of them failed."""
+    folder = make(accounting=True)
+    said = command(folder, sys.executable, "-m", "perfmis", "doctor", "--profile", "slurm", "--config", STUDY)
+    assert "FAIL" not in said.stdout
+    assert "account study is yours" in said.stdout
+    submitter = slurm.start(folder, "run.log", f"{ORGANISM}/lineage.json")
+    _, process = slurm.wait_for("organism", submitter)
+    slurm.kill(process)
+    slurm.finish(submitter, folder / "run.log")
+    lines = slurm.output("sacct", "--allocations", "--noheader", "--parsable2", "--format", "Account,State,Comment")
+    told = [line.split("|") for line in lines.splitlines()]
+    assert {account for account, _, _ in told} == {"study"}
+    assert [state for _, state, comment in told if "organism_wildcards_both" in comment] == ["FAILED", "COMPLETED"]
+    assert_same_adapter(folder, local)
 
 
 JUDGED = """

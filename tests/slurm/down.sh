@@ -10,7 +10,7 @@ for _ in $(seq 40); do
     [ -z "$(squeue --noheader --states RUNNING,COMPLETING)" ] && break
     sleep 0.25
 done
-for file in "$folder"/slurmd-*.pid "$folder"/slurmctld.pid; do
+for file in "$folder"/slurmd-*.pid "$folder"/slurmctld.pid "$folder"/slurmdbd.pid "$folder"/mysql.pid; do
     [ -e "$file" ] || continue
     pid=$(cat "$file")
     kill "$pid" 2> /dev/null
@@ -24,4 +24,4 @@ if [ -e "$folder/munged" ]; then
     kill "$(cat /run/munge/munged.pid)"
     rm "$folder/munged"
 fi
-rm -f /etc/slurm/slurm.conf /etc/slurm/gres.conf
+rm -f /etc/slurm/slurm.conf /etc/slurm/gres.conf /etc/slurm/slurmdbd.conf
