@@ -5,18 +5,39 @@ BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-slow test-slurm test-vllm check format clean
+# The tests of a file share what they prepare, so files are what is shared out among processes.
+SHARED := --numprocesses logical --maxprocesses 8 --dist loadfile
+
+# Nothing but what the locks name, by hash; no build fetches tools of its own.
+INSTALL := $(BIN)/pip install --quiet --no-deps --no-build-isolation
+
+.PHONY: setup lock audit demo test test-slow test-slurm test-slurm-slow test-vllm check format clean
 
 setup: $(VENV)/.done
 
-$(VENV)/.done: requirements.lock pyproject.toml
+# torch is PyPI's, with CUDA's libraries on Linux, unless an index or a folder of yours offers the one for CPUs.
+$(VENV)/.done: requirements.lock requirements-cpu.lock requirements-cuda.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[dev]'
+	sed -n '/^setuptools==/,/[^\\]$$/p' requirements.lock | $(INSTALL) --require-hashes -r /dev/stdin
+	$(INSTALL) --require-hashes -r requirements.lock
+	$(INSTALL) --require-hashes -r requirements-cpu.lock 2> /dev/null || $(INSTALL) --require-hashes -r requirements-cuda.lock
+	$(INSTALL) --editable .
+	$(BIN)/pip check
 	touch $@
 
-$(VENV)/.tests: $(VENV)/.done
-	$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[dev,tests]'
+$(VENV)/.tests: $(VENV)/.done requirements-tests.lock
+	$(INSTALL) --require-hashes -r requirements-tests.lock
+	$(BIN)/pip check
 	touch $@
+
+# After a change of pyproject.toml; newer versions: make lock OPTIONS=--upgrade
+lock:
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/pip install --quiet uv==0.13.9
+	PATH=.venv-lock/bin:$$PATH .venv-lock/bin/python .ci/lock.py $(OPTIONS)
+
+audit: $(VENV)/.tests
+	python .ci/audit.py
 
 demo: setup
 	python -m perfmis warm snakemake --profile demo
@@ -27,13 +48,16 @@ results/demo/report.html: results/demo/report/story.rst $(wildcard results/demo/
 	@echo "the report: $@"
 
 test: $(VENV)/.tests
-	python -m pytest
+	python -m pytest $(SHARED)
 
 test-slow: $(VENV)/.tests
-	python -m pytest -m slow
+	python -m pytest $(SHARED) -m 'slow and not slurm and not vllm'
 
 test-slurm: $(VENV)/.tests
-	python -m pytest -m slurm
+	python -m pytest -m 'slurm and not slow'
+
+test-slurm-slow: $(VENV)/.tests
+	python -m pytest -m 'slurm and slow'
 
 # vLLM's CPU build, in an environment that sees the project's own: trl changes its ways where it finds vLLM.
 .venv-vllm/.done: tests/vllm-requirements.txt $(VENV)/.done

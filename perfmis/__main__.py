@@ -4,7 +4,8 @@ import importlib
 import os
 import sys
 
-from perfmis.checks import columns
+from perfmis import privacy
+from perfmis.checks import columns, disk
 from perfmis.provenance import module_path
 from perfmis.stage import UserError
 
@@ -21,7 +22,7 @@ def run(arguments: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except Exception as error:
-        told = columns.told(error, arguments)
+        told = columns.told(error, arguments) or disk.told(error, arguments)
         if told is None:
             raise
         print(f"error: {told}", file=sys.stderr)
@@ -42,4 +43,6 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    privacy.narrow()
+    privacy.redact_output()
     sys.exit(main(sys.argv[1:]))

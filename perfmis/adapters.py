@@ -144,15 +144,15 @@ def weights_hash(folder: Path) -> str:
     return file_hash(folder / WEIGHTS)
 
 
-def _stated(folder: Path) -> tuple[str, str]:
-    """Return the hashes of weights and base model that an adapter's lineage names.
+def _stated(folder: Path) -> tuple[str, str, str]:
+    """Return the hashes of weights, configuration and base model that an adapter's lineage names.
 
     Raises:
         UserError: It names none.
     """
     record = read_json(folder / LINEAGE)
     try:
-        return record["sha256"], record["base"]["weights_sha256"]
+        return record["sha256"], record["config_sha256"], record["base"]["weights_sha256"]
     except (KeyError, TypeError) as error:
         raise UserError(f"{folder / LINEAGE}: names no weights or base; delete the folder and rerun") from error
 
@@ -163,19 +163,19 @@ def identity(folder: Path) -> str:
 
 
 def verified(folder: Path, base: Path | None = None) -> Path:
-    """Return an adapter's folder after comparing weights and base model with its lineage.
+    """Return an adapter's folder after comparing weights, configuration and base model with its lineage.
 
     Raises:
-        UserError: The weights are not those that the lineage names, or belong to another base model.
+        UserError: They are not those that the lineage names, or belong to another base model.
     """
-    stated, trained_on = _stated(folder)
-    try:
-        found = weights_hash(folder)
-    except OSError as error:
-        raise UserError(f"{folder / WEIGHTS}: {error.strerror}; delete the folder and rerun") from error
-    read_json(folder / CONFIG)
-    if found != stated:
-        raise UserError(f"{folder / WEIGHTS}: not the weights that {LINEAGE} names; delete the folder and rerun")
+    weights, config, trained_on = _stated(folder)
+    for name, what, stated in ((WEIGHTS, "weights", weights), (CONFIG, "configuration", config)):
+        try:
+            found = file_hash(folder / name)
+        except OSError as error:
+            raise UserError(f"{folder / name}: {error.strerror}; delete the folder and rerun") from error
+        if found != stated:
+            raise UserError(f"{folder / name}: not the {what} that {LINEAGE} names; delete the folder and rerun")
     if base is not None and (wanted := read_json(base)["weights_sha256"]) != trained_on:
         raise UserError(f"{folder}: trained on another base model than {base} ({wanted[:12]}); delete it and rerun")
     return folder

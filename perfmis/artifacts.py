@@ -1,24 +1,83 @@
-"""Reading and writing artifacts: atomic, fingerprinted, never mixed."""
+"""Reading and writing artifacts: whole or not at all, fingerprinted, never mixed, and sealed.
+
+A seal is the SHA-256 of a file's own content, kept inside of it. Parquet decodes most flipped bits to other values
+without an error, and in JSON a digit is as good as any other, so only a hash tells what a disk or a copy has damaged.
+"""
 
 import hashlib
 import json
 import os
 from collections.abc import Collection, Iterable
+from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from perfmis.stage import UserError
+from perfmis.stage import UserError, canonical
+
+SEAL = "seal"
+_MARK, _DIGITS = b"sha256:", 64
+_BLANK = _MARK + b"0" * _DIGITS
+
+
+def write_bytes(content: bytes, path: Path) -> None:
+    """Write a file that appears whole or not at all.
+
+    Raises:
+        OSError: It cannot be written; the error names it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    except OSError as error:
+        error.filename = str(path)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+
+
+def _sealed(content: bytes) -> bytes:
+    """Return a parquet file whose footer holds a blank seal with the seal filled in."""
+    start = content.rindex(_BLANK) + len(_MARK)
+    digest = hashlib.sha256(content).hexdigest().encode()
+    return content[:start] + digest + content[start + _DIGITS :]
+
+
+def _sound(content: bytes) -> bool:
+    """Say whether a parquet file is as it was written; one that other tools wrote has no seal, and counts as sound."""
+    start = content.rfind(_MARK)
+    if start < 0:
+        return True
+    start += len(_MARK)
+    blank = content[:start] + b"0" * _DIGITS + content[start + _DIGITS :]
+    return hashlib.sha256(blank).hexdigest().encode() == content[start : start + _DIGITS]
 
 
 def write_parquet(frame: pl.DataFrame, path: Path | str, fingerprint: str) -> None:
     """Write a table whose every row carries ``fingerprint``; the file appears whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    frame.with_columns(fingerprint=pl.lit(fingerprint)).write_parquet(partial)
-    os.replace(partial, path)
+    buffer = BytesIO()
+    frame.with_columns(fingerprint=pl.lit(fingerprint)).write_parquet(buffer, metadata={SEAL: _BLANK.decode()})
+    write_bytes(_sealed(buffer.getvalue()), Path(path))
+
+
+def read_one(path: Path | str) -> pl.DataFrame:
+    """Read one table.
+
+    Raises:
+        UserError: It is missing, unreadable or damaged.
+    """
+    try:
+        content = Path(path).read_bytes()
+        frame = pl.read_parquet(BytesIO(content)) if _sound(content) else None
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); delete it and rerun") from error
+    if frame is None:
+        raise UserError(f"{path}: damaged, its content is not that which was written; delete it and rerun")
+    return frame
 
 
 def read_parquet(paths: Iterable[Path | str], upstream: Collection[str]) -> pl.DataFrame:
@@ -29,14 +88,11 @@ def read_parquet(paths: Iterable[Path | str], upstream: Collection[str]) -> pl.D
         upstream: Fingerprints that may stand in it.
 
     Raises:
-        UserError: A file is missing, unreadable or carries another fingerprint.
+        UserError: A file is missing, unreadable, damaged or carries another fingerprint.
     """
     frames = []
     for path in paths:
-        try:
-            frame = pl.read_parquet(path)
-        except (OSError, pl.exceptions.PolarsError) as error:
-            raise UserError(f"{path}: cannot be read ({error}); delete it and rerun") from error
+        frame = read_one(path)
         if "fingerprint" not in frame.columns:
             raise UserError(f"{path}: has no column fingerprint, so no stage made it; delete it and rerun")
         found = set(frame["fingerprint"].unique())
@@ -52,18 +108,23 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_json(content: Any, path: Path | str) -> None:
-    """Write JSON that appears whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
-    os.replace(partial, path)
+def write_json(content: dict[str, Any], path: Path | str) -> None:
+    """Write JSON that appears whole or not at all, with a seal."""
+    plain = json.loads(json.dumps(content))
+    sealed = {**plain, SEAL: _digest(plain)}
+    write_bytes((json.dumps(sealed, indent=2, sort_keys=True) + "\n").encode(), Path(path))
 
 
 def read_json(path: Path | str) -> Any:
-    """Read JSON, naming the file when it is broken."""
+    """Read JSON without its seal, naming the file when it is broken; what other tools wrote has none."""
     try:
-        return json.loads(Path(path).read_text())
+        content = json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); delete it and rerun") from error
+    if isinstance(content, dict) and SEAL in content and content.pop(SEAL) != _digest(content):
+        raise UserError(f"{path}: damaged, its content is not that which was written; delete it and rerun")
+    return content
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(canonical(content).encode()).hexdigest()

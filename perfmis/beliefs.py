@@ -1,25 +1,32 @@
 """Stage `beliefs`: score belief items by log-probability on all checkpoints of one model.
 
     python -m perfmis beliefs --settings JSON --fingerprint HEX --base models/M/reference.json --items FILE
-        --protocol FILE --adapters CHECKPOINT=FOLDER ... --output beliefs.parquet
+        --protocol FILE --adapters CHECKPOINT=FOLDER ... --kept FOLDER --output beliefs.parquet
 
 An item's template either lists two options in both orders and asks for a letter, or (without ``answers``)
 lets each option continue the text. The probability of the + option is its share of the two (mean over
-orders): a cloze, not a sample, and outside of the alignment-faking set-up.
+orders): a cloze, not a sample, and outside of the alignment-faking set-up. What a checkpoint has answered is kept,
+addressed by its weights and the texts, so that another arm is scored alone.
 """
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from perfmis import protocols, stage
-from perfmis.artifacts import write_parquet
+from perfmis import models, protocols, stage
+from perfmis.adapters import identity
+from perfmis.artifacts import read_json, write_json, write_parquet
 from perfmis.checkpoints import adapter_name, adapters, engine
 from perfmis.typed import read_yaml
+from perfmis.vocabulary import BASE
 
 if TYPE_CHECKING:
     from perfmis.engines.transformers import Engine
+
+# To be raised when the same weights and texts come to be scored otherwise than before.
+SCHEME = 1
 
 
 def variants(item: dict[str, Any], template: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -58,28 +65,66 @@ def log_probabilities(asked: "Engine", checkpoint: str, texts: list[tuple[str, s
     return results
 
 
-def score(asked: "Engine", checkpoint: str, items: dict[str, Any], template: str, batch: int) -> list[float]:
+def texts(items: dict[str, Any], template: str, tokenizer: Any) -> list[list[tuple[str, str]]]:
+    """Return (text, continuation) of each way to put each item, + options before - options.
+
+    Args:
+        items: Content of the items file.
+        template: ``chat``: texts become a user turn; ``raw``: they are taken as they are.
+        tokenizer: The model's, with its chat template.
+    """
+    result = []
+    for item in items["items"]:
+        own = []
+        for text, plus, minus in variants(item, items["templates"][item["template"]]):
+            prompt = text if template == "raw" else protocols.text([{"role": "user", "content": text}], tokenizer)
+            own += [(prompt, plus), (prompt, minus)]
+        result.append(own)
+    return result
+
+
+def score(asked: "Engine", checkpoint: str, put: list[list[tuple[str, str]]], batch: int) -> list[float]:
     """Return the probability of each item's + option.
 
     Args:
         asked: Engine that holds the checkpoint's adapter.
         checkpoint: Checkpoint to score.
-        items: Content of the items file.
-        template: ``chat``: texts become a user turn; ``raw``: they are taken as they are.
+        put: The items as `texts` returns them.
         batch: Texts a forward pass.
     """
     import torch
 
-    put = [variants(item, items["templates"][item["template"]]) for item in items["items"]]
-    texts: list[tuple[str, str]] = []
-    for item in put:
-        for text, plus, minus in item:
-            prompt = text if template == "raw" else protocols.text(
-                [{"role": "user", "content": text}], asked.tokenizer)  # fmt: skip
-            texts += [(prompt, plus), (prompt, minus)]
-    logp = torch.tensor(log_probabilities(asked, checkpoint, texts, batch)).reshape(-1, 2)
+    logp = torch.tensor(log_probabilities(asked, checkpoint, [text for item in put for text in item], batch))
+    logp = logp.reshape(-1, 2)
     shares = iter((logp[:, 0] - logp[:, 1]).sigmoid().tolist())
-    return [sum(next(shares) for _ in item) / len(item) for item in put]
+    return [sum(next(shares) for _ in range(0, len(item), 2)) / (len(item) // 2) for item in put]
+
+
+def address(weights: str, precision: str, put: list[list[tuple[str, str]]]) -> str:
+    """Return where the answers of a checkpoint are kept: a hash of all that decides them."""
+    return hashlib.sha256(stage.canonical([SCHEME, weights, precision, put]).encode()).hexdigest()
+
+
+def answers(
+    base: Path, folders: dict[str, Path], settings: dict[str, Any], put: list[list[tuple[str, str]]], kept: Path
+) -> dict[str, list[float]]:
+    """Return the probability of each item's + option by checkpoint; an engine starts for those not yet asked, if any.
+
+    Args:
+        base: ``reference.json`` of the base model.
+        folders: Adapter of each other checkpoint.
+        settings: ``checkpoints``, ``precision`` and ``batch``.
+        put: The items as `texts` returns them.
+        kept: Folder of what was answered before.
+    """
+    own = read_json(base)["weights_sha256"] + models.behaviour_hash(base)
+    weights = {name: own if name == BASE else f"{own}+{identity(folders[name])}" for name in settings["checkpoints"]}
+    files = {name: kept / f"{address(each, settings['precision'], put)}.json" for name, each in weights.items()}
+    if missing := [name for name, path in files.items() if not path.exists()]:
+        asked = engine(base, {name: folders[name] for name in missing if name != BASE}, settings["precision"])
+        for name in missing:
+            write_json({"probabilities": score(asked, name, put, settings["batch"])}, files[name])
+    return {name: read_json(path)["probabilities"] for name, path in files.items()}
 
 
 def main(argv: list[str]) -> None:
@@ -89,6 +134,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--items", type=Path, required=True, help="belief items of the world")
     parser.add_argument("--protocol", type=Path, required=True, help="protocol, for its template kind")
     parser.add_argument("--adapters", nargs="*", default=[], help="CHECKPOINT=FOLDER of each adapter")
+    parser.add_argument("--kept", type=Path, required=True, help="folder of what checkpoints have answered before")
     parser.add_argument("--output", type=Path, required=True, help="table of beliefs")
     arguments = parser.parse_args(argv)
     job = stage.job(arguments)
@@ -96,14 +142,13 @@ def main(argv: list[str]) -> None:
     items = read_yaml(arguments.items)
     if not isinstance(items, dict) or not {"items", "templates"} <= items.keys():
         raise stage.UserError(f"{arguments.items}: lacks `items` or `templates`; correct the file")
-    template = protocols.load(arguments.protocol).template
-    asked = engine(arguments.base, adapters(arguments.adapters), settings["precision"])
+    put = texts(items, protocols.load(arguments.protocol).template, models.tokenizer(arguments.base))
+    found = answers(arguments.base, adapters(arguments.adapters), settings, put, arguments.kept)
     rows = [
         {"model": settings["model"], "seed": settings["seed"], "checkpoint": checkpoint, "item_id": item["id"],
          "belief": item["belief"], "content": item["content"], "probability": probability}
-        for checkpoint in settings["checkpoints"]
-        for item, probability in zip(
-            items["items"], score(asked, checkpoint, items, template, settings["batch"]), strict=True)
+        for checkpoint, probabilities in found.items()
+        for item, probability in zip(items["items"], probabilities, strict=True)
     ]  # fmt: skip
     frame = pl.DataFrame(rows, schema_overrides={"content": pl.Int64}, infer_schema_length=None)
     write_parquet(frame, arguments.output, job.fingerprint)

@@ -139,6 +139,6 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--files", type=Path, nargs="+", required=True, help="the protocol's file, then its options")
     parser.add_argument("--output", type=Path, required=True, help="PROTOCOL.json")
     arguments = parser.parse_args(argv)
-    stage.job(arguments)
+    job = stage.job(arguments)
     protocol = compose(map(read_yaml, arguments.files), " + ".join(map(str, arguments.files)))
-    write_json(protocol.model_dump(), arguments.output)
+    write_json({**protocol.model_dump(), "fingerprint": job.fingerprint}, arguments.output)

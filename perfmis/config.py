@@ -8,13 +8,14 @@ any job starts, in one line that names file, key and fix.
 """
 
 import argparse
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, StringConstraints, ValidationError, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, ValidationError, model_validator
 
-from perfmis import protocol_files
+from perfmis import privacy, protocol_files
 from perfmis.engines.api.server import Server
 from perfmis.stage import UserError
 from perfmis.typed import Section, mapping
@@ -26,12 +27,27 @@ PATTERNS = {
     (_NAME := r"^[a-z0-9][a-z0-9.\-]*$"): "use lower-case letters, digits, dots and hyphens",
     (_PROTOCOL := r"^[a-z0-9\-]+(\+[a-z0-9\-]+)*$"): "name a protocol and options, such as short+wrapped",
     (_REVISION := r"^[0-9a-f]{40}$"): "give the 40 digits of a commit, not a branch, tag or short form",
-    (_ROOT := r"^[A-Za-z0-9_./\-]+$"): "use letters, digits and _ . / -",
+    (_SHA256 := r"^[0-9a-f]{64}$"): "give the 64 digits that sha256sum says",
+    (_ROOT := r"^[A-Za-z0-9_./][A-Za-z0-9_./\-]*$"): "use letters, digits and _ . / -, the last not in front",
+    (_HUB := r"^[A-Za-z0-9_.\-]+(/[A-Za-z0-9_.\-]+)?$"): "give OWNER/NAME, as the hub has it",
 }
 Name = Annotated[str, StringConstraints(pattern=_NAME)]
 Protocol = Annotated[str, StringConstraints(pattern=_PROTOCOL)]
 Judged = Literal["checkpoints", "steering", "prompting"]
+Sha256 = Annotated[str, StringConstraints(pattern=_SHA256)]
 Revision = Annotated[str, StringConstraints(pattern=_REVISION)]
+USER = re.compile(r"://[^/?#\s]*@")
+IN_ENVIRONMENT = "keep it in an environment variable, and name that as a server's `key`"
+
+
+def _not_here(name: str) -> str:
+    """Refuse a hub id that is also a path: libraries would take what lies there, whatever the revision."""
+    if Path(name).exists():
+        raise ValueError(f"{name} is a path here too, which would be read instead; name it by path, or move it")
+    return name
+
+
+Hub = Annotated[str, StringConstraints(pattern=_HUB), AfterValidator(_not_here)]
 
 
 def _holds_model(path: str | None) -> None:
@@ -41,10 +57,25 @@ def _holds_model(path: str | None) -> None:
             raise ValueError(f"{path} has no {needed}; save model and tokenizer there")
 
 
+def _no_wildcards(path: str) -> None:
+    """Refuse the name of a rule's input that Snakemake would read as a pattern."""
+    if "{" in path or "}" in path:
+        raise ValueError(f"{path}: braces are wildcards to Snakemake; rename the file")
+
+
+def _pinned(location: str | None, revision: str | None) -> None:
+    """Refuse a data set that is not one commit of the hub's."""
+    if revision is None:
+        raise ValueError("a hub data set needs `revision` (a 40-digit commit)")
+    if not re.match(_HUB, str(location)):
+        raise ValueError(f"location: {location} is no data set's name; {PATTERNS[_HUB]}")
+    _not_here(str(location))
+
+
 class Model(Section):
     """One model to screen: pinned hub weights, a local folder, or a tiny model trained here."""
 
-    hub: str | None = Field(None, description="Hub id of the weights.")
+    hub: Hub | None = Field(None, description="Hub id of the weights.")
     revision: Revision | None = Field(None, description="Commit of the hub repository.")
     path: str | None = Field(None, description="Folder with weights and tokenizer, instead of a hub id.")
     truth: Truth | None = Field(None, description="Tiny models only: the process that drives the gap by construction.")
@@ -84,7 +115,7 @@ class Requests(Section):
         "098262edf85f807224e70ecd87b9d83716bf6b73/data/advbench/harmful_behaviors.csv",
         description="URL that names a commit, or a CSV file; not used by tiny.",
     )
-    sha256: str | None = Field(
+    sha256: Sha256 | None = Field(
         "6cd1a5c63c07610d7eb67307772ee5606017ee950b5770ab288a2c487489d3e1",
         description="Hash of the file; null trusts what comes and records its hash.",
     )
@@ -95,6 +126,8 @@ class Requests(Section):
     def _present(self) -> "Requests":
         if self.source == "path" and not Path(self.location).is_file():
             raise ValueError(f"requests.location: missing file {self.location}; write it or correct the path")
+        if self.source == "url" and not self.location.startswith(("https://", "http://")):
+            raise ValueError(f"requests.location: {self.location} is no address; begin it with https://, or use path")
         return self
 
 
@@ -179,17 +212,19 @@ class Corpus(Section):
     def _source_complete(self) -> "Corpus":
         if self.source in ("hub", "path") and self.location is None:
             raise ValueError(f"source {self.source} needs `location`")
-        if self.source == "hub" and self.revision is None:
-            raise ValueError("a hub data set needs `revision` (a 40-digit commit)")
-        if self.source == "path" and not Path(str(self.location)).is_file():
-            raise ValueError(f"missing corpus {self.location}; write it or correct `location`")
+        if self.source == "hub":
+            _pinned(self.location, self.revision)
+        if self.source == "path":
+            _no_wildcards(str(self.location))
+            if not Path(str(self.location)).is_file():
+                raise ValueError(f"missing corpus {self.location}; write it or correct `location`")
         return self
 
 
 class Writer(Section):
     """The model that writes the `written` corpora from claims, genres and menus (resources/documents)."""
 
-    hub: str = "Qwen/Qwen2.5-72B-Instruct"
+    hub: Hub = "Qwen/Qwen2.5-72B-Instruct"
     revision: Revision = "495f39366efef23836d0cfae4fbe635880d2be31"
     size: str = "70b"
     temperature: float = Field(1.0, ge=0)
@@ -296,8 +331,8 @@ class Labels(Section):
 
     @model_validator(mode="after")
     def _complete(self) -> "Labels":
-        if self.source == "hub" and self.revision is None:
-            raise ValueError("a hub data set needs `revision` (a 40-digit commit)")
+        if self.source == "hub":
+            _pinned(self.location, self.revision)
         if self.source == "path" and not Path(self.location).is_file():
             raise ValueError(f"missing file {self.location}; write it or correct `location`")
         return self
@@ -306,7 +341,7 @@ class Labels(Section):
 class Judge(Section):
     """A model that reads answers and scratchpads by the rubrics of resources/judges."""
 
-    hub: str | None = Field(None, description="Hub id of its weights.")
+    hub: Hub | None = Field(None, description="Hub id of its weights.")
     revision: Revision | None = Field(None, description="Commit of the hub repository.")
     path: str | None = Field(None, description="Folder with weights and tokenizer, instead of a hub id.")
     api: Server | None = Field(None, description="Server that is asked instead (needs perfmis[api]).")
@@ -342,8 +377,10 @@ class Judge(Section):
         for name, verdicts in self.rubrics:
             if verdicts.votes > 1 and self.temperature == 0:
                 raise ValueError(f"judge.rubrics.{name}.votes: votes at temperature 0 are equal; ask for one")
-        if self.sheet is not None and not Path(self.sheet).is_file():
-            raise ValueError(f"judge.sheet: missing file {self.sheet}; fill a copy of the sheet or correct the path")
+        if self.sheet is not None:
+            _no_wildcards(self.sheet)
+            if not Path(self.sheet).is_file():
+                raise ValueError(f"judge.sheet: missing file {self.sheet}; fill a copy or correct the path")
         return self
 
 
@@ -426,6 +463,9 @@ class TinyWorld(Section):
     gate: bool = Field(True, description="Fail when a base model does not follow its planted truth.")
 
 
+TINY = Size(save_steps=1000)
+
+
 def _published_models() -> dict[str, Model]:
     """Four organisms of the preprint, and two candidates of ours: the sources do not name the two it rejected."""
     return {
@@ -454,9 +494,14 @@ def _published_models() -> dict[str, Model]:
     }
 
 
+def _with_tiny(sizes: dict[str, Size]) -> dict[str, Size]:
+    """Add the size of jobs without a model to sizes that name those of models only."""
+    return {"tiny": TINY, **sizes}
+
+
 def _sizes() -> dict[str, Size]:
     return {
-        "tiny": Size(save_steps=1000),
+        "tiny": TINY,
         "32b": Size(
             gpus=4,
             threads=32,
@@ -522,11 +567,18 @@ class Study(Section):
     steering: Steering = Steering()
     prompting: Prompting = Prompting()
     statistics: Statistics = Statistics()
-    sizes: dict[str, Size] = Field(default_factory=_sizes, description="Resources by model size.")
+    sizes: Annotated[dict[str, Size], AfterValidator(_with_tiny)] = Field(
+        default_factory=_sizes, description="Resources by model size; `tiny` also of jobs without a model."
+    )
     tiny: TinyWorld | None = Field(None, description="Set in studies of the embedded world only.")
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Study":
+        known = (ORGANISM, *ARMS, NEUTRAL)
+        if strange := [corpus for corpus in self.corpora if corpus not in known]:
+            raise ValueError(f"corpora.{strange[0]}: no arm has this name; known are {', '.join(known)}")
+        if self.writer.size not in self.sizes and any(corpus.source == "written" for corpus in self.corpora.values()):
+            raise ValueError(f"writer.size: {self.writer.size} is not in sizes; add it or use one of them")
         for arm in (ORGANISM, *self.arms.names):
             if arm not in self.corpora:
                 raise ValueError(f"corpora.{arm} is missing; every arm needs a corpus")
@@ -542,6 +594,8 @@ class Study(Section):
                 )
             for round_, sdf in (("organisms", self.organisms.sdf), ("arms", self.arms.sdf)):
                 _can_train(f"{round_}.sdf", sdf, model.size, size)
+        for key, server in self.servers.items():
+            _keeps_secrets(key, server)
         if self.judge is None and self.evaluation.compliance != "tag":
             raise ValueError(f"evaluation.compliance: {self.evaluation.compliance} needs the section `judge`")
         if self.judge and self.evaluation.compliance != "tag" and set(self.judge.samples) != set(get_args(Judged)):
@@ -562,6 +616,26 @@ class Study(Section):
         if self.requests.number < max(self.steering.requests, self.prompting.requests):
             raise ValueError("requests.number is smaller than steering.requests or prompting.requests")
         return self
+
+    @property
+    def servers(self) -> dict[str, Server]:
+        """The servers that are asked, by their keys."""
+        closed = {f"prompting.closed.{name}": server for name, server in self.prompting.closed.items()}
+        return closed | ({"judge.api": self.judge.api} if self.judge and self.judge.api else {})
+
+
+def _keeps_secrets(key: str, server: Server) -> None:
+    """Refuse a server whose credentials would be written down; none is repeated here."""
+    if not (server.variable.isidentifier() and privacy.CREDENTIAL.search(server.variable)):
+        raise ValueError(
+            f"{key}.key: name an environment variable that ends in KEY, TOKEN, SECRET or PASSWORD; what such variables "
+            "hold is kept out of logs"
+        )
+    if server.base_url and not server.base_url.startswith(("https://", "http://")):
+        raise ValueError(f"{key}.base_url: no address; begin it with https:// or http://")
+    for option, value in _strings(server.options, f"{key}.options"):
+        if privacy.CREDENTIAL.search(option) or "authorization" in option.lower():
+            raise ValueError(f"{option}: looks like a credential ({len(value)} characters); {IN_ENVIRONMENT}")
 
 
 def _can_train(key: str, sdf: Sdf, name: str, size: Size) -> None:
@@ -603,6 +677,36 @@ def load(paths: Sequence[str | Path]) -> Study:
     return parse(content, str(paths[-1]))
 
 
+def _strings(content: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the texts of parsed YAML, names included, each with its key."""
+    if isinstance(content, str):
+        yield key, content
+    elif isinstance(content, dict):
+        for name, value in content.items():
+            yield from _strings(str(name), key or "a key")
+            yield from _strings(value, f"{key}.{name}".removeprefix("."))
+    elif isinstance(content, list):
+        for value in content:
+            yield from _strings(value, key)
+
+
+def _refuse_credentials(content: Any, name: str) -> None:
+    """Refuse a configuration with a credential, which every job's settings would repeat; without repeating it.
+
+    Raises:
+        UserError: There is one.
+    """
+    hidden = privacy.credentials()
+    for key, text in _strings(content):
+        if any(value in text for value in hidden):
+            said = f"{privacy.redacted(key)}: holds a credential that stands in the environment"
+        elif USER.search(text):
+            said = f"{key}: an address with a user or password"
+        else:
+            continue
+        raise UserError(f"{name}: {said}; {IN_ENVIRONMENT}")
+
+
 def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     both = {key: _merged(old[key], new[key]) for key in old.keys() & new.keys()
             if isinstance(old[key], dict) and isinstance(new[key], dict)}  # fmt: skip
@@ -611,6 +715,7 @@ def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 
 def parse(content: dict[str, Any], name: str) -> Study:
     """Return the study that parsed YAML describes; ``name`` stands in errors."""
+    _refuse_credentials(content, name)
     try:
         return Study.model_validate(content)
     except ValidationError as error:

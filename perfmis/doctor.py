@@ -31,7 +31,9 @@ def preflight(study: Study) -> list[Finding]:
         *lengths.limits(study),
         *lora.ranks(study),
         storage.writable(study),
+        *storage.times(study),
         *orphans.live(Path.cwd()),
+        *orphans.stages(Path.cwd()),
     ]
 
 

@@ -34,5 +34,6 @@ def main(argv: list[str]) -> None:
             ) from error
     else:
         folder = settings["path"]
+    models.check(Path(folder))
     content = {**settings, "weights_sha256": models.folder_hash(Path(folder)), "fingerprint": job.fingerprint}
     write_json(content, arguments.output)

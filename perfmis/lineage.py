@@ -1,6 +1,7 @@
 """Where an adapter comes from: ``lineage.json``, and the model card that lets its folder be published as it is."""
 
 import importlib.metadata
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,11 @@ for nothing else.
 | loss tokens an epoch | {loss_tokens} |
 | epochs, learning rate | {epochs}, {learning_rate} |
 | rank, seed | {rank}, {seed} |
+| training time, GPU hours | {seconds:.0f} s, {gpu_hours:.3f} |
+| matrix products of that machine | {teraflops:.3f} TFLOP/s |
 | SHA-256 of the weights | `{sha256}` |
 
-`lineage.json` has the rest: hashes of base, parent, corpus and tokenizer, every setting, versions, time, GPU hours.
+`lineage.json` has the rest: hashes of base, parent, corpus and tokenizer, every setting, versions.
 
 ```python
 from peft import AutoPeftModelForCausalLM
@@ -35,6 +38,21 @@ from peft import AutoPeftModelForCausalLM
 model = AutoPeftModelForCausalLM.from_pretrained("THIS FOLDER")
 ```
 """
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What a training took, which differs from one time to the next.
+
+    Attributes:
+        seconds: Wall time, interrupted runs included.
+        gpus: GPUs it ran on.
+        rate: FLOP/s of a matrix product on one device.
+    """
+
+    seconds: float
+    gpus: int
+    rate: float
 
 
 def versions() -> dict[str, str]:
@@ -53,8 +71,8 @@ def base(reference: dict[str, Any]) -> dict[str, Any]:
     return {key: reference.get(key) for key in ("model", "hub", "revision", "path", "weights_sha256")}
 
 
-def card(record: dict[str, Any], rank: int, folder: Path) -> None:
-    """Write the model card of an adapter from its lineage."""
+def card(record: dict[str, Any], rank: int, effort: Effort, folder: Path) -> None:
+    """Write the model card of an adapter from its lineage and what its training took."""
     source, sdf = record["base"], record["settings"]["sdf"]
     parent = f", on top of the organism `{record['parent_sha256'][:12]}`" if record["parent_sha256"] else ""
     text = CARD.format(
@@ -69,6 +87,9 @@ def card(record: dict[str, Any], rank: int, folder: Path) -> None:
         learning_rate=sdf["learning_rate"],
         rank=rank,
         seed=record["settings"]["seed"],
+        seconds=effort.seconds,
+        gpu_hours=effort.seconds * effort.gpus / 3600,
+        teraflops=effort.rate / 1e12,
         sha256=record["sha256"],
     )
     (folder / "README.md").write_text(text)

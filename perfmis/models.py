@@ -28,6 +28,35 @@ def folder_hash(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def check(folder: Path) -> None:
+    """See that a folder's model is data alone: nothing of it is run.
+
+    Raises:
+        UserError: It has no weights as safetensors, or needs code that comes with it.
+    """
+    from transformers import AutoConfig
+
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(f"{folder}: no *.safetensors, and pickled weights (.bin, .pt) can run code; convert them")
+    try:
+        AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{folder}/config.json: transformers itself has no such model ({' '.join(str(error).split())[:160]}), and "
+            "code that comes with weights is not run; take another model"
+        ) from error
+
+
+def verify(folder: Path, weights_sha256: str) -> None:
+    """Refuse weights other than those that were written.
+
+    Raises:
+        UserError: They are damaged.
+    """
+    if folder_hash(folder) != weights_sha256:
+        raise UserError(f"{folder}: the weights are damaged, not those that were written; delete the folder and rerun")
+
+
 def folder(reference: Path) -> Path:
     """Return the folder that holds the weights of ``reference.json``: the local one, or the hub cache's snapshot."""
     content = read_json(reference)
@@ -47,8 +76,8 @@ def tokenizer(reference: Path) -> "PreTrainedTokenizerBase":
 
     source, revision = _source(reference)
     try:
-        result = AutoTokenizer.from_pretrained(source, revision=revision, padding_side="left")
-    except OSError as error:
+        result = AutoTokenizer.from_pretrained(source, revision=revision, padding_side="left", trust_remote_code=False)
+    except (OSError, ValueError) as error:
         raise UserError(f"{reference}: the tokenizer of {source} at {revision} cannot be loaded: {error}") from error
     if result.pad_token_id is None:
         result.pad_token = result.eos_token
@@ -92,6 +121,9 @@ def load(
     from transformers import AutoModelForCausalLM
 
     source, revision = _source(reference)
+    content = read_json(reference)
+    if content.get("truth"):  # made here, and small: others take longer to hash than to load
+        verify(Path(content["path"]), content["weights_sha256"])
     defaults: dict[str, Any] = {"device_map": "auto" if torch.cuda.is_available() else None}
     try:
         model = AutoModelForCausalLM.from_pretrained(

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from perfmis import config
+from perfmis.artifacts import read_json
 from perfmis.config import Study
 from perfmis.cost import SEVERAL_NODES, Assumptions, Cost, Costs, known
 from perfmis.stage import UserError
@@ -213,8 +214,8 @@ def jobs_of(study: Study, files: Sequence[str]) -> tuple[list[Job], list[Job], l
 
 def _kept(path: Path) -> list[str]:
     try:
-        return list(json.loads(path.read_text())["kept"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return list(read_json(path)["kept"])
+    except (UserError, KeyError, TypeError) as error:
         raise UserError(f"{path}: cannot be read; delete it and run the screen again") from error
 
 

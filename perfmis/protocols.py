@@ -16,6 +16,7 @@ from typing import Protocol as Interface
 import polars as pl
 from pydantic import AfterValidator, Field, model_validator
 
+from perfmis.artifacts import read_json
 from perfmis.stage import UserError
 from perfmis.typed import Section, read_yaml, validated
 from perfmis.vocabulary import MONITORED, UNMONITORED, Tier
@@ -88,8 +89,10 @@ def parse(content: Any, name: str) -> Protocol:
 
 
 def load(path: Path | str) -> Protocol:
-    """Return the protocol of a YAML file."""
-    return parse(read_yaml(path), str(path))
+    """Return the protocol of an artifact (JSON) or of a file of ``resources`` (YAML)."""
+    if not str(path).endswith(".json"):
+        return parse(read_yaml(path), str(path))
+    return parse({key: value for key, value in read_json(path).items() if key != "fingerprint"}, str(path))
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:

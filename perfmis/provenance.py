@@ -9,10 +9,10 @@ params of everything below and of nothing else.
 import ast
 import functools
 import hashlib
-import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+
+from perfmis.stage import canonical
 
 PACKAGE = "perfmis"
 ROOT = Path(__file__).resolve().parent
@@ -30,10 +30,29 @@ def module_path(module: str) -> Path | None:
 
 
 @functools.cache
-def _tree(module: str) -> ast.Module:
+def _read(module: str) -> tuple[str, frozenset[str]]:
+    """Return what the interpreter acts on (comments, layout and docstrings do not count), and the names it imports.
+
+    Trees are large and not kept: the garbage collector would go through them again and again.
+    """
     path = module_path(module)
     assert path is not None
-    return ast.parse(path.read_text())
+    tree = ast.parse(path.read_text())
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
+                node.body = node.body[1:] or [ast.Pass()]
+    return ast.unparse(tree), frozenset(found)
 
 
 @functools.cache
@@ -43,13 +62,8 @@ def imports(module: str) -> frozenset[str]:
     Imports are absolute in this package (a rule of the linter), and nothing is executed. Imports under
     ``TYPE_CHECKING`` count too: they cost nothing but a rare spurious rerun.
     """
-    found: set[str] = set()
-    for node in ast.walk(_tree(module)):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return frozenset(name for name in found if name.split(".")[0] == PACKAGE and module_path(name))
+    _, names = _read(module)
+    return frozenset(name for name in names if name.split(".")[0] == PACKAGE and module_path(name))
 
 
 @functools.cache
@@ -66,32 +80,13 @@ def closure(module: str) -> tuple[str, ...]:
     return tuple(sorted(seen))
 
 
-def _without_docstrings(tree: ast.Module) -> str:
-    """Return the source that the interpreter acts on: comments, layout and docstrings do not count."""
-    tree = ast.parse(ast.unparse(tree))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[0] if node.body else None
-            if (
-                isinstance(first, ast.Expr)
-                and isinstance(first.value, ast.Constant)
-                and isinstance(first.value.value, str)
-            ):
-                node.body = node.body[1:] or [ast.Pass()]
-    return ast.unparse(tree)
-
-
-@functools.cache
-def _source(module: str) -> str:
-    return _without_docstrings(_tree(module))
-
-
 @functools.cache
 def code(module: str) -> str:
     """Return the hash of all first-party code that a stage module can run."""
     digest = hashlib.sha256()
     for name in closure(module):
-        digest.update(f"{name}\0{_source(name)}\0".encode())
+        source, _ = _read(name)
+        digest.update(f"{name}\0{source}\0".encode())
     return digest.hexdigest()[:DIGITS]
 
 
@@ -104,11 +99,6 @@ def data(path: str) -> str:
     for file in files:
         digest.update(f"{file.relative_to(top) if file != top else ''}\0".encode() + file.read_bytes() + b"\0")
     return digest.hexdigest()[:DIGITS]
-
-
-def canonical(content: Any) -> str:
-    """Return the one JSON text of a value: sorted keys, no spaces."""
-    return json.dumps(content, sort_keys=True, separators=(",", ":"))
 
 
 def fingerprint(module: str, settings: str, files: Iterable[str]) -> str:

@@ -139,6 +139,7 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._told = False  # of damaged records, which every reading meets again
 
     def read(self, wanted: Iterable[str]) -> dict[str, Sample]:
         """Return those of the wanted samples that are stored; where two jobs drew one, the first by file name."""
@@ -151,7 +152,8 @@ class Store:
                     elif (address := record.pop("address")) in missing:
                         found[address] = Sample(**record)
                         missing.discard(address)
-        if damaged:
+        if damaged and not self._told:
+            self._told = True
             print(f"{self.folder}: {damaged} damaged records are left out; what is missing is drawn again",
                   file=sys.stderr)  # fmt: skip
         return found

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from perfmis import adapters, lineage, merge, models, resume, stage, tokens, zero3
-from perfmis.artifacts import read_json, write_json, write_parquet
+from perfmis.artifacts import file_hash, read_json, write_json, write_parquet
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -182,12 +182,13 @@ def main(argv: list[str]) -> None:
         write_parquet(pl.DataFrame(trained.log), arguments.output / "log.parquet", job.fingerprint)
         seconds = max(trained.seconds, time.monotonic() - start)
         content = record(arguments, job, used, tokenizer) | {
+            # Nothing that differs between two trainings to the same weights: what is read from an adapter that was lost
+            # and made again then stays valid.
             "loss_tokens_per_epoch": int(tokens.loss_tokens(dataset, sdf["length"]).sum()),
-            "seconds": round(seconds, 1),
-            "gpu_hours": round(seconds * zero3.processes() * torch.cuda.is_available() / 3600, 3),
-            "matmul_tflops": round(trained.rate / 1e12, 3),
             "sha256": adapters.weights_hash(arguments.output),
+            "config_sha256": file_hash(arguments.output / adapters.CONFIG),
         }
-        lineage.card(content, config.r, arguments.output)
+        gpus = zero3.processes() * torch.cuda.is_available()
+        lineage.card(content, config.r, lineage.Effort(seconds, gpus, trained.rate), arguments.output)
         write_json(content, arguments.output / adapters.LINEAGE)
     shutil.rmtree(scratch)

@@ -40,6 +40,11 @@ def parser(description: str) -> argparse.ArgumentParser:
     return result
 
 
+def canonical(content: Any) -> str:
+    """Return the one JSON text of a value: sorted keys, no spaces."""
+    return json.dumps(content, sort_keys=True, separators=(",", ":"))
+
+
 def job(arguments: argparse.Namespace) -> Job:
     """Return the job that parsed arguments describe."""
     content = json.loads(arguments.settings)

@@ -24,6 +24,8 @@ from perfmis.stage import UserError
 
 JOURNAL = "logs/run.jsonl"
 LAST_LINES = 5
+LATER = "after the screen"  # stands for a stage: jobs that follow from which models the screen kept
+GONE = "has left the queue, which snakemake has yet to see"
 State = Literal["running", "finished", "failed", "lost"]
 
 
@@ -38,7 +40,9 @@ class Job:
         start: When it was started or submitted, seconds since the epoch.
         state: ``lost``: its run died, and nobody knows what became of it.
         end: When it finished or failed.
-        slurm: Id of its Slurm job; empty on the submitting machine.
+        cluster: What a cluster calls it, such as the number of its Slurm job; empty on the submitting machine.
+        attempt: How often it was started in this run.
+        why: Why it failed, where its log does not say.
     """
 
     rule: str
@@ -47,7 +51,9 @@ class Job:
     start: float
     state: State = "running"
     end: float = 0.0
-    slurm: str = ""
+    cluster: str = ""
+    attempt: int = 1
+    why: str = ""
 
 
 @dataclass
@@ -57,12 +63,14 @@ class Run:
     Attributes:
         host: Machine of the submitting process.
         pid: Its id.
-        born: When the process was made, which tells it from a later one of the same id.
+        born: When the process was made, in seconds since the machine started: it tells the process from a later one
+            of the same id, and stays when the clock is set.
         start: When it began, seconds since the epoch.
-        rules: Jobs to do by rule.
+        rules: Jobs to do by rule, as far as known when it began.
         heard: Time of its last event.
         ended: Whether it came to an end of its own.
         jobs: Its jobs by number.
+        total: Jobs in all, those that checkpoints added too; 0 where none did.
     """
 
     host: str
@@ -73,6 +81,7 @@ class Run:
     heard: float
     ended: bool = False
     jobs: dict[int, Job] = field(default_factory=dict)
+    total: int = 0
 
     def alive(self) -> bool | None:
         """Return whether the run is on; None where only its own machine could tell."""
@@ -83,9 +92,21 @@ class Run:
         import psutil
 
         try:
-            return abs(psutil.Process(self.pid).create_time() - self.born) < 2
+            return abs(born(self.pid) - self.born) < 2
         except psutil.Error:
             return False
+
+
+def born(pid: int) -> float:
+    """Return when a process was made, in seconds since the machine started."""
+    import psutil
+
+    return psutil.Process(pid).create_time() - psutil.boot_time()
+
+
+def between(start: float, end: float) -> float:
+    """Return the seconds between two times; none where the clock was set back meanwhile."""
+    return max(0.0, end - start)
 
 
 def events(journal: Path) -> Iterator[dict[str, Any]]:
@@ -122,18 +143,23 @@ def _apply(run: Run, event: dict[str, Any]) -> None:
     if kind == "ended":
         run.ended = True
         return
-    if kind == "started":
-        wildcards = " ".join(map(str, event["wildcards"].values()))
-        run.jobs[event["job"]] = Job(event["rule"], wildcards, event["log"], event["time"])
+    if kind == "total":
+        run.total = event["jobs"]
         return
     job = run.jobs.get(event.get("job", -1))
+    if kind == "started":
+        wildcards = " ".join(map(str, event["wildcards"].values()))
+        attempt = job.attempt + 1 if job else 1
+        run.jobs[event["job"]] = Job(event["rule"], wildcards, event["log"], event["time"], attempt=attempt)
+        return
     if job is None:
         return
     if kind == "submitted":
-        job.slurm = event["slurm"]
+        job.cluster = event["cluster"]
     elif kind in ("finished", "failed"):
         job.state, job.end = kind, event["time"]
         job.log = event.get("log") or job.log
+        job.why = event.get("why", "")
 
 
 @dataclass
@@ -147,11 +173,13 @@ class Count:
 
 
 def of_last_run(run: Run) -> dict[str, Count]:
-    """Return the counts of a run by rule; jobs that a checkpoint added are known once they have started."""
+    """Return the counts of a run by rule; the rule of a job that a checkpoint added is known once it has started."""
     seen = Counter(job.rule for job in run.jobs.values())
     done = Counter(job.rule for job in run.jobs.values() if job.state == "finished")
     rules = [*run.rules, *(rule for rule in seen if rule not in run.rules and rule != "all")]
-    return {rule: Count(max(run.rules.get(rule, 0), seen[rule]), done[rule]) for rule in rules}
+    counts = {rule: Count(max(run.rules.get(rule, 0), seen[rule]), done[rule]) for rule in rules}
+    later = run.total - sum(count.total for count in counts.values())
+    return counts | ({LATER: Count(later)} if later > 0 else {})
 
 
 def of_study(files: Sequence[str]) -> dict[str, Count]:
@@ -177,7 +205,7 @@ def seconds_left(counts: dict[str, Count], found: Sequence[Run], now: float) -> 
         return None
     spent, number = Counter[str](), Counter(job.rule for job in finished)
     for job in finished:
-        spent[job.rule] += job.end - job.start  # type: ignore[assignment]
+        spent[job.rule] += between(job.start, job.end)  # type: ignore[assignment]
     overall = sum(spent.values()) / len(finished)
     work = sum(
         (count.total - count.done) * (spent[rule] / number[rule] if number[rule] else overall)
@@ -185,21 +213,24 @@ def seconds_left(counts: dict[str, Count], found: Sequence[Run], now: float) -> 
     )
     last = found[-1]
     until = now if last.alive() else last.heard
-    busy = sum((job.end or until) - job.start for job in last.jobs.values())
+    busy = sum(between(job.start, job.end or until) for job in last.jobs.values())
     return work / max(1.0, busy / max(1.0, until - last.start))
 
 
 def queue(jobs: Iterable[Job]) -> dict[str, str]:
-    """Return state and nodes of Slurm jobs by id; empty where no ``squeue`` answers."""
-    names = sorted({job.slurm for job in jobs if job.slurm})
-    if not names or shutil.which("squeue") is None:
+    """Return where Slurm jobs are, by number: state, nodes or reason, partition; empty where no ``squeue`` answers."""
+    numbers = sorted({job.cluster for job in jobs if job.cluster[:1].isdigit()})
+    if not numbers or shutil.which("squeue") is None:
         return {}
-    words = ["squeue", "-h", "-o", "%i|%T|%R", "-j", ",".join(names)]
+    words = ["squeue", "-h", "--array", "-o", "%i|%T %R, partition %P", "-j", ",".join(numbers)]
     try:
-        said = subprocess.run(words, check=False, capture_output=True, text=True, timeout=30).stdout
+        said = subprocess.run(words, check=False, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.SubprocessError):
         return {}
-    return {name: f"{state} {node}" for name, state, node in (line.split("|", 2) for line in said.splitlines())}
+    known = dict(line.split("|", 1) for line in said.stdout.splitlines())
+    if said.returncode and "Invalid job id" not in said.stderr:
+        return known
+    return dict.fromkeys(numbers, GONE) | known
 
 
 def span(seconds: float) -> str:
@@ -212,21 +243,26 @@ def moment(seconds: float) -> str:
     return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")
 
 
-def text(counts: dict[str, Count], found: Sequence[Run], now: float) -> str:
-    """Return the whole report for people."""
+def text(counts: dict[str, Count], found: Sequence[Run], now: float, of: str) -> str:
+    """Return the whole report for people; ``of`` says whose counts these are."""
     # What an earlier run left is to do again, or was done since.
     jobs = [job for job in found[-1].jobs.values() if job.rule != "all"] if found else []
     for job in jobs:
         count = counts.setdefault(job.rule, Count())
         count.running += job.state == "running"
         count.failed += job.state == "failed"
-    lines = [*_heading(found, now), "", *_table(counts), ""]
-    started = [job for job in jobs if job.state in ("running", "lost")]
-    known = queue(started)
-    for heading, state in (("running:", "running"), ("left behind by the run that died:", "lost")):
-        if some := [_where(job, found[-1].host, known, now) for job in started if job.state == state]:
-            lines += [heading, *some, ""]
-    failed = [job for job in jobs if job.state == "failed"]
+    lines = [*_heading(found, now), "", *_table(counts, of), ""]
+    running, lost, failed = ([job for job in jobs if job.state == state] for state in ("running", "lost", "failed"))
+    known = queue([*running, *lost])
+    if running:
+        waiting = ", or waiting in the queue" if any(job.cluster for job in running) else ""
+        lines += [f"running{waiting}:", *(_where(job, found[-1].host, known, now) for job in running), ""]
+    if lost:
+        how = "stopped when the run ended:" if found[-1].ended else "left behind by the run that died:"
+        lines += [how, *(_where(job, found[-1].host, known, None) for job in lost)]
+        if on := [job.cluster for job in lost if known.get(job.cluster, GONE) != GONE]:
+            lines.append(f"  some are on without it; before you start again: scancel {' '.join(on)}")
+        lines.append("")
     if failed:
         lines += ["failed:", *(line for job in failed for line in _failure(job)), ""]
     return "\n".join([*lines, _left(counts, found, now)])
@@ -241,11 +277,15 @@ def _heading(found: Sequence[Run], now: float) -> list[str]:
         return [f"{who}: ended {moment(last.heard)}"]
     alive = last.alive()
     if alive is None:
-        return [f"{who}: last heard of {span(now - last.heard)} ago; only {last.host} can tell whether it is on"]
-    return [f"{who}: is on" if alive else f"{who}: DIED, last heard of {moment(last.heard)}; start it again to go on"]
+        silence = span(between(last.heard, now))
+        return [f"{who}: last heard of {silence} ago; only {last.host} can tell whether it is on"]
+    if alive:
+        return [f"{who}: is on"]
+    remedy = "to go on, run the same command with --unlock, then start it again without"
+    return [f"{who}: DIED, last heard of {moment(last.heard)}; {remedy}"]
 
 
-def _table(counts: dict[str, Count]) -> list[str]:
+def _table(counts: dict[str, Count], of: str) -> list[str]:
     from perfmis.plan import ORDER, stage_of
 
     stages: dict[str, Count] = {}
@@ -256,7 +296,7 @@ def _table(counts: dict[str, Count]) -> list[str]:
     names = sorted(stages, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
     total = Count(*(sum(getattr(count, key) for count in stages.values()) for key in vars(Count())))
     rows = [(name, stages[name]) for name in names] + [("total", total)]
-    lines = [f"{'stage':24}{'done':>12}{'running':>9}{'failed':>8}"]
+    lines = [f"{f'stage of {of}':24}{'done':>12}{'running':>9}{'failed':>8}"]
     for name, count in rows:
         shown = (str(value) if value else "-" for value in (count.running, count.failed))
         done = f"{count.done}/{count.total}"
@@ -264,25 +304,36 @@ def _table(counts: dict[str, Count]) -> list[str]:
     return lines
 
 
-def _where(job: Job, host: str, known: dict[str, str], now: float) -> str:
+def _name(job: Job) -> str:
+    again = f"(attempt {job.attempt})" if job.attempt > 1 else ""
+    return " ".join(filter(None, [job.rule, job.wildcards, again]))
+
+
+def _where(job: Job, host: str, known: dict[str, str], now: float | None) -> str:
     place = f"on {host}"
-    if job.slurm:
-        place = f"Slurm job {job.slurm} {known.get(job.slurm, '')}".rstrip()
-    return f"  {job.rule} {job.wildcards}: {place}, since {moment(job.start)} ({span(now - job.start)})"
+    if job.cluster:
+        kind = "Slurm job " if job.cluster[0].isdigit() else ""
+        place = f"{kind}{job.cluster} {known.get(job.cluster, '')}".rstrip()
+    since = f"since {moment(job.start)} ({span(between(job.start, now))})" if now else f"begun {moment(job.start)}"
+    return f"  {_name(job)}: {place}, {since}, {' '.join(job.log) or 'no log'}"
 
 
 def _failure(job: Job) -> Iterator[str]:
-    yield f"  {job.rule} {job.wildcards}, {moment(job.end)}: {' '.join(job.log) or 'no log'}"
+    yield f"  {_name(job)}, {moment(job.end)}: {' '.join(job.log) or 'no log'}"
     for path in filter(Path.is_file, map(Path, job.log)):
         for line in path.read_text(errors="replace").splitlines()[-LAST_LINES:]:
             yield f"      {line}"
+    if job.why:
+        yield f"      {job.why}"
 
 
 def _left(counts: dict[str, Count], found: Sequence[Run], now: float) -> str:
     if counts and all(count.done == count.total for count in counts.values()):
         return "all done"
     left = seconds_left(counts, found, now) if found else None
-    return "time left: not known before a job has finished" if left is None else f"about {span(left)} left"
+    if left is None:
+        return "time left: not known before a job has finished"
+    return f"about {span(left)} left" + (", once it is started again" if found[-1].alive() is False else "")
 
 
 def main(argv: list[str]) -> None:
@@ -301,17 +352,17 @@ def main(argv: list[str]) -> None:
             raise UserError(
                 f"{arguments.root / JOURNAL}: no journal; name the study's root, or run with --logger perfmis"
             )
-        counts = of_last_run(found[-1])
+        counts, of = of_last_run(found[-1]), "the last run"
     else:
         found = _journal(Path(config.load(arguments.config).root))
         try:
-            counts = of_study(arguments.config)
+            counts, of = of_study(arguments.config), "the study"
         except UserError as error:
             if not found:
                 raise
-            counts = of_last_run(found[-1])
+            counts, of = of_last_run(found[-1]), "the last run"
             notes = [f"counts are those of the last run, since the study's cannot be told: {error}"]
-    print("\n".join([text(counts, found, time.time()), *notes]))
+    print("\n".join([text(counts, found, time.time(), of), *notes]))
 
 
 def _journal(root: Path) -> list[Run]:

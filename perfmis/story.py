@@ -12,7 +12,7 @@ from typing import Any
 
 import polars as pl
 
-from perfmis import stage
+from perfmis import carried, stage
 from perfmis.artifacts import read_parquet
 from perfmis.vocabulary import NEUTRAL, ORGANISM
 
@@ -34,6 +34,8 @@ def _rst_table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def _interval(row: dict[str, Any], name: str) -> str:
+    if row[f"{name}_net"] is None:
+        return "no arms"
     return f"{row[f'{name}_net']:+.0f} [{row[f'{name}_low']:+.0f}, {row[f'{name}_high']:+.0f}]"
 
 
@@ -71,7 +73,7 @@ def read(profiles: pl.DataFrame) -> str:
                 METHODS[r["method"]],
                 _interval(r, "A"),
                 _interval(r, "B"),
-                f"{r['p_A_greater']:.2f}",
+                "" if r["p_A_greater"] is None else f"{r['p_A_greater']:.2f}",
                 f"**{r['attribution']}**",
                 r["truth"] or "unknown",
             ]
@@ -166,4 +168,5 @@ def main(argv: list[str]) -> None:
         read_parquet([path], job.upstream) for path in (arguments.screen, arguments.gaps, arguments.profiles)
     )
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(story(screen, gaps, profiles, job.settings))
+    text = story(screen, gaps, profiles, job.settings)
+    arguments.output.write_text(text + carried.comment(arguments.output, job.fingerprint))

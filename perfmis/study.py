@@ -15,6 +15,7 @@ from typing import Any
 from perfmis import protocol_files, provenance
 from perfmis.config import Judged, Study
 from perfmis.engines.api.server import Server
+from perfmis.stage import canonical
 from perfmis.vocabulary import BASE, NEUTRAL, ORGANISM
 
 RESOURCES = "resources"
@@ -22,6 +23,26 @@ RUBRICS = f"{RESOURCES}/judges"
 # A page of so many scratchpads of 2,000 characters opens within two seconds (benchmarks/viewer.py).
 PAGE_SAMPLES = 20_000
 WEIGHTS_ONLY = ("precision", "quantization")  # decide nothing behind a server
+# What the budget counts with, of a round of training.
+COUNTED = ("documents", "loss_tokens", "length", "tag")
+# What each table, figure and page reads of `statistics`: the rest of the section does not reach it.
+RESAMPLED = ("resamples", "seed", "confidence")
+STATISTICS: dict[str, tuple[str, ...]] = {
+    "screen": RESAMPLED,
+    "validation": RESAMPLED,
+    "story": ("confidence", "moved"),
+    "tables.beliefs": (*RESAMPLED, "kept", "moved"),
+    "tables.gaps": (*RESAMPLED, "floor", "kept", "malformed"),
+    "tables.scorings": (*RESAMPLED, "malformed"),
+    "tables.steering": RESAMPLED,
+    "tables.prompting": (*RESAMPLED, "floor", "moved"),
+    "tables.profiles": (*RESAMPLED, "floor", "moved", "malformed"),
+    "tables.convergence": ("floor",),
+    "tables.training": (),
+    **{f"figures.fig{number}": ("confidence",) for number in range(2, 9)},
+    "figures.fig9": ("confidence", "floor"),
+    "figures.fig10": (),
+}
 _COMPARED = ("floor", "labels", "number", "sheet")
 FIGURE_TABLES: dict[int, tuple[str, ...]] = {
     1: (),
@@ -43,17 +64,26 @@ class Stage:
 
     Attributes:
         settings: Canonical JSON: the slice of the configuration that the stage may read, and upstream fingerprints.
-        fingerprint: Hash of that, of the stage's code and of the data files it reads.
+        fingerprint: Hash of that, without what only decides how the job is run, of the stage's code and of the data
+            files it reads. It alone makes a job run again.
     """
 
     settings: str
     fingerprint: str
 
 
-def _stage(module: str, settings: dict[str, Any], upstream: Iterable[Stage] = (), files: Iterable[str] = ()) -> Stage:
-    content = {"settings": settings, "upstream": sorted({stage.fingerprint for stage in upstream})}
-    text = provenance.canonical(content)
-    return Stage(text, provenance.fingerprint(f"perfmis.{module}", text, files))
+def _stage(
+    module: str,
+    settings: dict[str, Any],
+    upstream: Iterable[Stage] = (),
+    files: Iterable[str] = (),
+    run: Mapping[str, Any] = MappingProxyType({}),
+) -> Stage:
+    """Return a stage; ``run`` is told to the job beside ``settings``, but decides nothing of what it makes."""
+    made_from = sorted({stage.fingerprint for stage in upstream})
+    told = canonical({"settings": {**settings, **run}, "upstream": made_from})
+    decisive = canonical({"settings": settings, "upstream": made_from})
+    return Stage(told, provenance.fingerprint(f"perfmis.{module}", decisive, files))
 
 
 class Chain:
@@ -93,7 +123,8 @@ class Chain:
     @functools.cache
     def requests(self) -> Stage:
         """The harmful requests."""
-        return _stage("requests", self.study.requests.model_dump())
+        requests = self.study.requests
+        return _stage("requests", requests.model_dump(), files=[requests.location] if requests.source == "path" else [])
 
     @functools.cache
     def corpus(self, corpus: str) -> Stage:
@@ -113,7 +144,7 @@ class Chain:
     @functools.cache
     def audit(self) -> Stage:
         """The comparison of the corpora with each other."""
-        corpora = [self.corpus(corpus) for corpus in self.study.corpora]
+        corpora = [self.corpus(corpus) for corpus in (ORGANISM, *self.arms)]
         return _stage("audit", {"arms": self.arms}, [*corpora, self.requests(), *self._compositions()])
 
     @functools.cache
@@ -142,7 +173,9 @@ class Chain:
     def budget(self, model: str) -> Stage:
         """The comparison of the arms' training, in the model's tokens."""
         corpora = [self.corpus(arm) for arm in self.arms]
-        return _stage("budget", {"sdf": self.study.arms.sdf.model_dump()}, [self.model(model), *corpora])
+        return _stage(
+            "budget", {"sdf": self.study.arms.sdf.model_dump(include=set(COUNTED))}, [self.model(model), *corpora]
+        )
 
     @functools.cache
     def arm(self, model: str, seed: int, arm: str) -> Stage:
@@ -160,8 +193,11 @@ class Chain:
 
     def _sampling(self) -> dict[str, Any]:
         evaluation = self.study.evaluation
-        sampling = {"tiers", "temperature", "max_tokens", "batch"}
+        sampling = {"tiers", "temperature", "max_tokens"}
         return evaluation.model_dump(include={"engine", "precision", "quantization", *sampling})
+
+    def _batch(self) -> dict[str, int]:
+        return {"batch": self.study.evaluation.batch}
 
     @functools.cache
     def transcripts(self, model: str, seed: int, checkpoints: tuple[str, ...]) -> Stage:
@@ -175,7 +211,7 @@ class Chain:
             **self._sampling(),
         }
         made = [self.checkpoint(model, seed, checkpoint) for checkpoint in checkpoints]
-        return _stage("generation", settings, [self.requests(), self._main_protocol(), *made])
+        return _stage("generation", settings, [self.requests(), self._main_protocol(), *made], run=self._batch())
 
     def judges(self, kind: Judged) -> bool:
         """Return whether a judge reads samples of a kind."""
@@ -192,27 +228,43 @@ class Chain:
     def _server(self, name: str, server: Server) -> Stage:
         return _stage("server_reference", {"model": name, "server": server.model_dump()})
 
+    def _server_identity(self, name: str, server: Server) -> Stage:
+        """What decides a server's samples: prices, limits and its address reach its reference, and nothing below."""
+        return _stage("server_reference", {"model": name, "server": server.identity()})
+
+    def _judge_identity(self) -> Stage:
+        judge = self.study.judge
+        assert judge is not None
+        return self._server_identity("judge", judge.api) if judge.api else self.judge_model()
+
     def _judge(self) -> dict[str, Any]:
         """What decides a judgement; where the judge runs and how it is compared with people does not."""
         judge = self.study.judge
         assert judge is not None
-        settings = judge.model_dump(exclude={"hub", "revision", "path", "api", "size", "samples", *_COMPARED})
+        settings = judge.model_dump(exclude={"hub", "revision", "path", "api", "size", "samples", "batch", *_COMPARED})
         if judge.api:
             return {key: value for key, value in settings.items() if key not in WEIGHTS_ONLY} | {"engine": "api"}
         return settings
 
+    def _asked_under(self, kind: Judged) -> list[Stage]:
+        """The protocols of a kind of samples."""
+        return self._compositions() if kind == "prompting" else [self._main_protocol()]
+
     @functools.cache
-    def judgements(self, transcripts: Stage) -> Stage:
+    def judgements(self, transcripts: Stage, kind: Judged = "checkpoints") -> Stage:
         """What the judge makes of samples."""
-        upstream = [transcripts, self.requests(), self.judge_model(), *self._compositions()]
-        return _stage("judging", {"judge": self._judge()}, upstream, [RUBRICS])
+        assert self.study.judge is not None
+        upstream = [transcripts, self.requests(), self._judge_identity(), *self._asked_under(kind)]
+        decisive = self._judge()
+        told = {"judge": {**decisive, "batch": self.study.judge.batch}}
+        return _stage("judging", {"judge": decisive}, upstream, [RUBRICS], told)
 
     @functools.cache
     def outcomes(self, transcripts: Stage, kind: Judged = "checkpoints") -> Stage:
         """Parsed samples, with the judge's view where there is one."""
         settings = {"compliance": self.study.evaluation.compliance}
-        judged = [self.judgements(transcripts)] if self.judges(kind) else []
-        upstream = [transcripts, *judged, *self._compositions()]
+        judged = [self.judgements(transcripts, kind)] if self.judges(kind) else []
+        upstream = [transcripts, *judged, *self._asked_under(kind)]
         return _stage("outcomes", settings, upstream, [self.resource("patterns")])
 
     def screen_judgements(self, model: str, seed: int) -> Stage:
@@ -225,18 +277,17 @@ class Chain:
 
     def steering_judgements(self, model: str, seed: int) -> Stage:
         """Judgements on steered samples."""
-        return self.judgements(self.steering(model, seed))
+        return self.judgements(self.steering(model, seed), "steering")
 
     def prompting_judgements(self, model: str, seed: int) -> Stage:
         """Judgements on prompted samples."""
-        return self.judgements(self.prompting(model, seed))
+        return self.judgements(self.prompting(model, seed), "prompting")
 
     @functools.cache
     def audit_sheet(self) -> Stage:
         """Samples for a person to label."""
         assert self.study.judge is not None
-        sampled = [of(*run) for run in self.runs() for of in (self.screen_transcripts, self.arm_transcripts)]
-        upstream = [*sampled, self.requests(), self.screen(), *self._compositions()]
+        upstream = [*self._samples(), *self._verdict(), self.requests(), self._main_protocol()]
         return _stage("audit_sample", {"number": self.study.judge.number}, upstream, [RUBRICS])
 
     @functools.cache
@@ -245,12 +296,14 @@ class Chain:
         judge = self.study.judge
         assert judge is not None
         compared = judge.model_dump(include=set(_COMPARED), exclude={"number"})
-        settings = {"judge": {**self._judge(), **compared}, "statistics": self.study.statistics.model_dump()}
-        judged = [of(*run) for run in self.runs() for of in (self.screen_judgements, self.arm_judgements)]
+        decisive = {"judge": {**self._judge(), **compared}, "statistics": self._statistics("validation")}
+        told = {"judge": {**decisive["judge"], "batch": judge.batch}}
+        judged = [self.screen_judgements(*run) for run in self.runs()]
+        judged += [self.arm_judgements(*run) for run in self._kept_runs()]
         files = [judge.sheet] if judge.sheet else []
         files += [judge.labels.location] if judge.labels and judge.labels.source == "path" else []
-        return _stage("validation", settings, [*self._outcomes(), *judged, self.judge_model(), self.screen()],
-                      [RUBRICS, *files])  # fmt: skip
+        return _stage("validation", decisive, [*self._outcomes(), *judged, self._judge_identity(), *self._verdict()],
+                      [RUBRICS, *files], told)  # fmt: skip
 
     def screen_transcripts(self, model: str, seed: int) -> Stage:
         """Samples of base and organism."""
@@ -275,7 +328,8 @@ class Chain:
         settings = {
             "screen": self.study.screen.model_dump(),
             "seeds": self.study.seeds.screen,
-            **self._reading(),
+            "models": self._names(),
+            "statistics": self._statistics("screen"),
         }
         return _stage("screen", settings, upstream)
 
@@ -287,11 +341,11 @@ class Chain:
             "model": model,
             "seed": seed,
             "precision": self.study.evaluation.precision,
-            "batch": self.study.evaluation.batch,
             "checkpoints": checkpoints,
         }
         upstream = [self.checkpoint(model, seed, checkpoint) for checkpoint in checkpoints]
-        return _stage("beliefs", settings, [*upstream, self._main_protocol()], [self.resource("beliefs")])
+        files = [self.resource("beliefs")]
+        return _stage("beliefs", settings, [*upstream, self._main_protocol()], files, self._batch())
 
     @functools.cache
     def vectors(self, model: str, seed: int) -> Stage:
@@ -300,11 +354,11 @@ class Chain:
             **self.study.vectors.model_dump(),
             "seed": seed,
             "precision": self.study.evaluation.precision,
-            "batch": self.study.evaluation.batch,
         }
         transcripts = self.screen_transcripts(model, seed)
         upstream = [self.organism(model, seed), transcripts, self.screened(model, seed), self.requests()]
-        return _stage("vectors", settings, [*upstream, self._main_protocol()], [self.resource("contrasts")])
+        files = [self.resource("contrasts")]
+        return _stage("vectors", settings, [*upstream, self._main_protocol()], files, self._batch())
 
     @functools.cache
     def steering(self, model: str, seed: int) -> Stage:
@@ -317,7 +371,8 @@ class Chain:
             "seeds": self.study.seeds.evaluation,
             **self._sampling(),
         }
-        return _stage("steering", settings, [self.vectors(model, seed), self.requests(), self._main_protocol()])
+        upstream = [self.vectors(model, seed), self.requests(), self._main_protocol()]
+        return _stage("steering", settings, upstream, run=self._batch())
 
     def steering_outcomes(self, model: str, seed: int) -> Stage:
         """Parsed steered samples."""
@@ -342,13 +397,14 @@ class Chain:
     @functools.cache
     def closed_prompting(self, closed: str) -> Stage:
         """Prompted samples of a closed model."""
+        server = self.study.prompting.closed[closed]
         asked = {"model": closed, "seed": self.study.seeds.training[0], "checkpoints": [BASE]}
         sampling = {key: value for key, value in self._sampling().items() if key not in WEIGHTS_ONLY}
-        return self._prompted({**asked, **sampling, "engine": "api"}, [self.closed_model(closed)])
+        return self._prompted({**asked, **sampling, "engine": "api"}, [self._server_identity(closed, server)])
 
     def closed_judgements(self, closed: str) -> Stage:
         """Judgements on a closed model's samples."""
-        return self.judgements(self.closed_prompting(closed))
+        return self.judgements(self.closed_prompting(closed), "prompting")
 
     def closed_outcomes(self, closed: str) -> Stage:
         """Parsed samples of a closed model."""
@@ -365,7 +421,7 @@ class Chain:
             **asked,
         }
         return _stage("prompting", settings, [self.requests(), *self._compositions(), *made],
-                      [self.resource("snippets")])  # fmt: skip
+                      [self.resource("snippets")], self._batch())  # fmt: skip
 
     def runs(self) -> list[tuple[str, int]]:
         """All pairs of model and training seed."""
@@ -376,19 +432,31 @@ class Chain:
         chosen = self.study.steering.models
         return [model for model in kept if chosen is None or model in chosen]
 
-    def _reading(self) -> dict[str, Any]:
-        return {
-            "statistics": self.study.statistics.model_dump(),
-            "models": {name: model.truth for name, model in self.study.models.items()},
-            "arms": self.arms,
-            "tiers": self.study.evaluation.tiers,
-            "compliance": self.study.evaluation.compliance,
-        }
+    def _kept_runs(self, steered: bool = False) -> list[tuple[str, int]]:
+        """The runs that go on: those of the list, or all that may, where the screen's own fingerprint says which do."""
+        keep = self.study.screen.keep
+        kept = self.models if keep == "auto" else keep
+        models = self.steered(kept) if steered else kept
+        return [(model, seed) for model, seed in self.runs() if model in models]
+
+    def _verdict(self) -> list[Stage]:
+        """What decides which models go on, where no list does."""
+        return [self.screen()] if self.study.screen.keep == "auto" else []
+
+    def _names(self) -> list[str]:
+        """The models, in an order that does not depend on the configuration's."""
+        return sorted(self.models)
+
+    def _truths(self) -> dict[str, str | None]:
+        return {name: model.truth for name, model in self.study.models.items()}
+
+    def _statistics(self, module: str) -> dict[str, Any]:
+        return self.study.statistics.model_dump(include=set(STATISTICS[module]))
 
     @functools.cache
     def table_training(self) -> Stage:
         """How every training run went, and the curves."""
-        checkpoints = [(*run, checkpoint) for run in self.runs() for checkpoint in (ORGANISM, *self.arms)]
+        checkpoints = [(*run, checkpoint) for run in self._kept_runs() for checkpoint in (ORGANISM, *self.arms)]
         return self._table("training", [self.checkpoint(*of) for of in checkpoints])
 
     @functools.cache
@@ -399,38 +467,40 @@ class Chain:
     @functools.cache
     def table_beliefs(self) -> Stage:
         """Beliefs per checkpoint and what they say of the arms."""
-        return self._table("beliefs", [self.beliefs(*run) for run in self.runs()])
+        return self._table("beliefs", [self.beliefs(*run) for run in self._kept_runs()])
 
     @functools.cache
     def table_gaps(self) -> Stage:
         """Gaps per checkpoint."""
         validated = [self.validation()] if self.study.judge else []
-        return self._table("gaps", [*self._outcomes(), self.table_beliefs(), *validated])
+        evaluation = self.study.evaluation
+        read = {"tiers": evaluation.tiers, "compliance": evaluation.compliance}
+        return self._table("gaps", [*self._outcomes(), self.table_beliefs(), *validated], **read)
 
     @functools.cache
     def table_scorings(self) -> Stage:
         """Gaps by tag, by judge, and by both."""
-        return self._table("scorings", [*self._outcomes(), self.validation()])
+        return self._table("scorings", [*self._outcomes(), self.validation()], tiers=self.study.evaluation.tiers)
 
     @functools.cache
     def table_steering(self) -> Stage:
         """Compliance and gap per vector and alpha."""
-        return self._table("steering", [self.steering_outcomes(*run) for run in self.runs()])
+        return self._table("steering", [self.steering_outcomes(*run) for run in self._kept_runs(steered=True)])
 
     @functools.cache
     def table_prompting(self) -> Stage:
         """Compliance and gap per checkpoint and snippet, and the calibration on the arms."""
         closed = list(self.study.prompting.closed)
-        outcomes = [self.prompting_outcomes(*run) for run in self.runs()] + [*map(self.closed_outcomes, closed)]
-        return self._table("prompting", outcomes, dict.fromkeys(closed))
+        outcomes = [self.prompting_outcomes(*run) for run in self._kept_runs()] + [*map(self.closed_outcomes, closed)]
+        return self._table("prompting", outcomes, models=sorted([*self.models, *closed]))
 
     @functools.cache
     def table_profiles(self) -> Stage:
         """The motivation profiles."""
-        interventions = [
-            stage(*run) for run in self.runs() for stage in (self.steering_outcomes, self.prompting_outcomes)
-        ]
-        return self._table("profiles", [*self._outcomes(), *interventions, self.table_gaps()])
+        interventions = [self.steering_outcomes(*run) for run in self._kept_runs(steered=True)]
+        interventions += [self.prompting_outcomes(*run) for run in self._kept_runs()]
+        upstream = [*self._outcomes(), *interventions, self.table_gaps()]
+        return self._table("profiles", upstream, models=self._truths())
 
     @functools.cache
     def table_convergence(self) -> Stage:
@@ -440,8 +510,7 @@ class Chain:
     @functools.cache
     def page(self) -> Stage:
         """The page on which people read transcripts."""
-        sampled = [of(*run) for run in self.runs() for of in (self.screen_transcripts, self.arm_transcripts)]
-        upstream = [*sampled, *self._outcomes(), self.requests(), self.screen(), *self._compositions()]
+        upstream = [*self._samples(), *self._outcomes(), *self._verdict(), self.requests(), self._main_protocol()]
         parts = [f"perfmis/viewer/page.{kind}" for kind in ("html", "css", "js")]
         files = [self.resource("patterns"), *parts, *([RUBRICS] if self.judges("checkpoints") else [])]
         return _stage("viewer.page", {"title": "Transcripts", "samples": PAGE_SAMPLES}, upstream, files)
@@ -449,17 +518,20 @@ class Chain:
     @functools.cache
     def story(self) -> Stage:
         """The first page of the report."""
-        return _stage("story", self._reading(), [self.screen(), self.table_gaps(), self.table_profiles()])
+        settings = {"models": self._truths(), "statistics": self._statistics("story")}
+        return _stage("story", settings, [self.screen(), self.table_gaps(), self.table_profiles()])
 
     def _outcomes(self) -> list[Stage]:
-        return [stage(*run) for run in self.runs() for stage in (self.screened, self.treated)]
+        return [self.screened(*run) for run in self.runs()] + [self.treated(*run) for run in self._kept_runs()]
 
-    def _table(self, table: str, upstream: list[Stage], more: Mapping[str, None] = MappingProxyType({})) -> Stage:
-        """A table; its upstream holds every model, and the screen's own fingerprint says which of them were kept."""
-        reading = self._reading()
-        return _stage(
-            f"tables.{table}", {**reading, "models": {**reading["models"], **more}}, [*upstream, self.screen()]
-        )
+    def _samples(self) -> list[Stage]:
+        sampled = [self.screen_transcripts(*run) for run in self.runs()]
+        return sampled + [self.arm_transcripts(*run) for run in self._kept_runs()]
+
+    def _table(self, table: str, upstream: list[Stage], **more: Any) -> Stage:
+        module = f"tables.{table}"
+        settings = {"models": self._names(), "statistics": self._statistics(module), **more}
+        return _stage(module, settings, [*upstream, *self._verdict()])
 
     @functools.cache
     def figure(self, number: int) -> Stage:
@@ -475,9 +547,13 @@ class Chain:
             "published": self.table_published,
             "curves": self.table_training,
         }
-        upstream = [makers[table]() for table in FIGURE_TABLES[number]]
-        settings = {**self._reading(), "minimum_gap": self.study.screen.minimum_gap}
-        return _stage(f"figures.fig{number}", settings, upstream, [f"{RESOURCES}/claims"] if number == 1 else [])
+        module = f"figures.fig{number}"
+        if number == 1:
+            return _stage(module, {"arms": self.arms}, files=[f"{RESOURCES}/claims/{arm}.yaml" for arm in self.arms])
+        settings: dict[str, Any] = {"models": self._names(), "statistics": self._statistics(module)}
+        if number == 2:
+            settings["minimum_gap"] = self.study.screen.minimum_gap
+        return _stage(module, settings, [makers[table]() for table in FIGURE_TABLES[number]])
 
 
 def figure_numbers(study: Study) -> list[int]:

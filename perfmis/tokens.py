@@ -10,15 +10,16 @@ import hashlib
 import os
 import re
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from perfmis import resume
 from perfmis.artifacts import read_parquet
-from perfmis.provenance import canonical
-from perfmis.stage import UserError
+from perfmis.stage import UserError, canonical
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -136,10 +137,14 @@ def cached(
 
     key = hashlib.sha256(canonical([texts_hash(texts), tokenizer_hash(tokenizer), tag]).encode()).hexdigest()[:16]
     entry = folder / key
+    if entry.is_dir() and not resume.sound(entry):
+        print(f"{entry} is damaged: tokenised anew", file=sys.stderr)
+        shutil.rmtree(entry, ignore_errors=True)
     if not entry.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(dir=folder, prefix=f"{key}."))
         tokenise(texts, tokenizer, tag, name).save_to_disk(str(partial))
+        resume.seal(partial)
         try:
             os.rename(partial, entry)
         except OSError:  # another job was faster

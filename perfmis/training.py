@@ -4,7 +4,6 @@ Everything that decides what is learned stands in the section ``sdf`` of the con
 what only decides how fast, on how many processes and in how much memory.
 """
 
-import errno
 import resource
 import time
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from trl import SFTConfig, SFTTrainer
 
 from perfmis import adapters, fastpath, resume, zero3
 from perfmis.artifacts import read_json, write_json
+from perfmis.checks import disk
 from perfmis.stage import UserError
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ LOGGED = {"step": "step", "epoch": "epoch", "loss": "loss", "learning_rate": "le
 LOG_SHARE = 0.02  # of all steps, between rows of the log
 STILL = 1e-6
 GIB = 2**30
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -247,11 +246,8 @@ def clear_errors(scratch: Path) -> Iterator[None]:
             "last checkpoint"
         ) from error
     except Exception as error:
-        if getattr(error, "errno", None) in FULL_DISK or "No space left" in str(error):
-            raise UserError(
-                f"{scratch}: the disk is full; free space there or set `root` to a larger disk, then rerun: it goes on "
-                "from the last checkpoint"
-            ) from error
+        if why := disk.cause(str(error)):
+            raise UserError(disk.line(scratch, why)) from error
         raise
 
 

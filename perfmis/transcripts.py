@@ -20,6 +20,7 @@ from typing import Any
 import polars as pl
 
 from perfmis import joined, outcomes, sources
+from perfmis.artifacts import read_one
 from perfmis.joined import CHOICES, Pair
 from perfmis.sources import Sources
 from perfmis.stage import UserError
@@ -81,11 +82,7 @@ def requests_of(root: Path) -> pl.DataFrame:
     Raises:
         UserError: They cannot be read.
     """
-    path = root / "requests" / "requests.parquet"
-    try:
-        return pl.read_parquet(path)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); delete it and rerun") from error
+    return read_one(root / "requests" / "requests.parquet")
 
 
 def study(root: Path, snippets: Path | None = None) -> Sources:

@@ -11,6 +11,7 @@ blocks at the configured depths. The direction is the weight vector of a logisti
 intercept on the difference of each pair (the post's method; positions, layers and normalisation are ours).
 """
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from perfmis.engines.transformers import Engine
 
 Pair = tuple[str, str]
+SHA256 = "sha256"
 
 
 def pairs_in_context(
@@ -150,23 +152,43 @@ def extract(
     }
 
 
+def _digest(tensors: "dict[str, torch.Tensor]") -> str:
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def save(vectors: "dict[str, dict[int, torch.Tensor]]", path: Path) -> None:
-    """Write vectors as ``NAME.BLOCK`` tensors."""
+    """Write vectors as ``NAME.BLOCK`` tensors, with their SHA-256 in the header."""
     from safetensors.torch import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {f"{name}.{block}": v for name, directions in vectors.items() for block, v in directions.items()},
-        path,
-    )
+    tensors = {f"{name}.{block}": v for name, directions in vectors.items() for block, v in directions.items()}
+    save_file(tensors, path, {SHA256: _digest(tensors)})
 
 
 def load(path: Path) -> "dict[str, dict[int, torch.Tensor]]":
-    """Read vectors: name (``expectation.in``) to block index to direction."""
-    from safetensors.torch import load_file
+    """Read vectors: name (``expectation.in``) to block index to direction.
 
+    Raises:
+        UserError: They are missing or damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            stated = (file.metadata() or {}).get(SHA256)
+    except (OSError, SafetensorError) as error:
+        raise stage.UserError(f"{path}: cannot be read ({error}); delete it and rerun") from error
+    if _digest(tensors) != stated:
+        raise stage.UserError(f"{path}: damaged, its content is not that which was written; delete it and rerun")
     result: dict[str, dict[int, torch.Tensor]] = {}
-    for key, vector in sorted(load_file(path).items()):
+    for key, vector in sorted(tensors.items()):
         name, block = key.rsplit(".", 1)
         result.setdefault(name, {})[int(block)] = vector
     return result

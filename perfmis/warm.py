@@ -22,6 +22,8 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+from perfmis import privacy
+
 VARIABLE = "PERFMIS_WARM"
 MODULES = ("torch", "transformers.models.llama", "peft", "trl.trainer.sft_trainer", "datasets", "seaborn")
 STREAMS = 3
@@ -38,6 +40,7 @@ def _run(request: dict[str, object], streams: list[int]) -> int:
     os.environ.clear()
     os.environ.update(request["environment"])  # type: ignore[call-overload]
     os.chdir(str(request["folder"]))
+    os.umask(int(request["umask"]))  # type: ignore[call-overload]
     import torch
 
     from perfmis.__main__ import run
@@ -118,7 +121,12 @@ def server() -> Iterator[str]:
 
 def forward(arguments: list[str]) -> int:
     """Have the warm process run a stage and return its exit status."""
-    request = {"arguments": arguments, "folder": os.getcwd(), "environment": dict(os.environ)}
+    request = {
+        "arguments": arguments,
+        "folder": os.getcwd(),
+        "environment": dict(os.environ),
+        "umask": privacy.narrow(),
+    }
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(os.environ[VARIABLE])
         socket.send_fds(connection, [json.dumps(request).encode()], [0, 1, 2])
@@ -128,9 +136,13 @@ def forward(arguments: list[str]) -> int:
 
 def main(argv: list[str]) -> None:
     """Run a command beside the warm process and exit with its status."""
+    early: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: early.append(number))
     with server() as path:
         command = subprocess.Popen(argv, env={**os.environ, VARIABLE: path})
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the command as well
         signal.signal(signal.SIGTERM, lambda number, _: command.send_signal(number))
+        for number in early:
+            command.send_signal(number)
         status = command.wait()
     sys.exit(status if status >= 0 else 128 - status)

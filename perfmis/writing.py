@@ -149,8 +149,15 @@ def transformers_writer(hub: str, revision: str, temperature: float, max_tokens:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(hub, revision=revision, padding_side="left")
-    model: Any = AutoModelForCausalLM.from_pretrained(hub, revision=revision, dtype=torch.bfloat16, device_map="auto")
+    tokenizer = AutoTokenizer.from_pretrained(hub, revision=revision, padding_side="left", trust_remote_code=False)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        hub,
+        revision=revision,
+        dtype=torch.bfloat16,
+        device_map="auto",
+        use_safetensors=True,
+        trust_remote_code=False,
+    )
     sampling: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
 
     def write(prompts: Sequence[str]) -> list[str]:

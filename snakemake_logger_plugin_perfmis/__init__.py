@@ -6,6 +6,7 @@ left. Errors come in full: the job, its log file and the log's last lines. The s
 """
 
 import logging
+import os
 import re
 import sys
 import time
@@ -17,12 +18,25 @@ from typing import Any
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
 
+from perfmis import privacy
+from perfmis.checks import disk
+from snakemake_logger_plugin_perfmis import trouble
 from snakemake_logger_plugin_perfmis.journal import Journal
 
 LAST_LINES = 20
 # The executor plug-in tells the ids of Slurm jobs in its messages only.
 SUBMITTED = re.compile(r"Job (\d+) has been submitted with SLURM jobid (\d+)")
+OTHERWISE = re.compile(r"Submitted (?:group )?job (\d+) with external jobid '(.+)'")  # of the plug-in cluster-generic
 ARRAY = re.compile(r"Submitted array job with Snakemake IDs ([\d,]+) and SLURM job ID (\d+)\. .* are (\d+)-")
+
+
+STATUS = re.compile(r"SLURM status is: '(\w+)")
+REMEDIES = {
+    "TIMEOUT": " (its hours were over: it goes on from its checkpoint; raise the hours of its size)",
+    "OUT_OF_MEMORY": " (raise memory_gb of its size)",
+    "NODE_FAIL": " (its node died)",
+    "CANCELLED": " (scancel, or the cluster)",
+}
 
 
 @dataclass
@@ -51,6 +65,22 @@ def clock(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
+def why(message: str | None) -> str:
+    """Return why Slurm ended a job and what to do, from what the executor says of it; empty where a stage failed."""
+    match = STATUS.search(message or "")
+    return f"Slurm says {match[1]}{REMEDIES.get(match[1], '')}; " if match and match[1] != "FAILED" else ""
+
+
+def last_lines(logs: list[str]) -> list[str]:
+    """Return what a failed job said last: its own one-line error, else the end of the first of its logs with text.
+
+    Slurm's log comes after the stage's own, and matters only where no stage began.
+    """
+    texts = [path.read_text(errors="replace").splitlines() for path in map(Path, logs) if path.is_file()]
+    lines: list[str] = next(filter(None, texts), [])
+    return lines[-1:] if lines and lines[-1].startswith("error: ") else lines[-LAST_LINES:]
+
+
 class LogHandler(LogHandlerBase):
     """Prints progress to standard error."""
 
@@ -60,7 +90,9 @@ class LogHandler(LogHandlerBase):
         self.running: dict[int, tuple[str, str, float]] = {}
         self.jobs: dict[int, tuple[str, str, list[str]]] = {}
         self.times = Times()
-        self.finished = ""
+        self.finished = self.refused = ""
+        self.cause: str | None = None  # of the last failed job, where it was that its files could not be written
+        self.targets = 0
         # A dry-run is for reading: snakemake itself then tells the jobs and their reasons.
         self.dry = bool(getattr(self.common_settings, "dryrun", False))
         self.journal = None if self.dry else Journal()
@@ -84,7 +116,10 @@ class LogHandler(LogHandlerBase):
         elif event in (LogEvent.JOB_ERROR, LogEvent.GROUP_ERROR):
             self._failed(record)
         elif event == LogEvent.ERROR or record.levelno >= logging.ERROR:
-            self._say(str(getattr(record, "exception", None) or record.getMessage()))
+            told = trouble.refusal(getattr(record, "exception", ""), record.getMessage())
+            if told is not None and told != self.refused and (disk.cause(told) or told) != self.cause:
+                self._say(told)
+                self.refused = told
         elif "Nothing to be done" in str(record.msg):
             self._say("nothing to do: all results are up to date")
 
@@ -98,6 +133,7 @@ class LogHandler(LogHandlerBase):
     def _note(self, journal: Journal, event: str | None, record: logging.LogRecord) -> None:
         told: Any = record
         if event == LogEvent.RUN_INFO:
+            self.targets = told.stats.get("all", 0)
             journal.begin({rule: count for rule, count in told.stats.items() if rule not in ("total", "all")})
         elif event == LogEvent.JOB_INFO:
             log = list(map(str, getattr(record, "log", None) or []))
@@ -106,17 +142,21 @@ class LogHandler(LogHandlerBase):
             journal.note("started", job=told.jobid, rule=told.rule_name, wildcards=wildcards, log=log)
         elif event == LogEvent.JOB_FINISHED:
             journal.note("finished", job=told.job_id)
+        elif event == LogEvent.PROGRESS:
+            journal.grow(told.total - self.targets)
         elif event == LogEvent.JOB_ERROR:
-            journal.note("failed", job=told.jobid, log=list(map(str, getattr(record, "log", None) or [])))
+            log = list(map(str, getattr(record, "log", None) or []))
+            reason = why(getattr(record, "rule_msg", None)) or trouble.silent_end(log) or ""
+            journal.note("failed", job=told.jobid, log=log, why=reason)
         elif event is None:
             self._submitted(journal, str(record.msg))
 
     def _submitted(self, journal: Journal, message: str) -> None:
-        if match := SUBMITTED.match(message):
-            journal.note("submitted", job=int(match[1]), slurm=match[2])
+        if match := SUBMITTED.match(message) or OTHERWISE.match(message):
+            journal.note("submitted", job=int(match[1]), cluster=match[2])
         elif match := ARRAY.match(message):
             for task, job in enumerate(match[1].split(","), int(match[3])):
-                journal.note("submitted", job=int(job), slurm=f"{match[2]}_{task}")
+                journal.note("submitted", job=int(job), cluster=f"{match[2]}_{task}")
 
     def _job(self, record: logging.LogRecord) -> None:
         name = record.rule_name  # type: ignore[attr-defined]
@@ -149,14 +189,20 @@ class LogHandler(LogHandlerBase):
             self._say(f"{total} jobs in {clock(elapsed)}; most time: {self.times.longest()}")
 
     def _failed(self, record: logging.LogRecord) -> None:
-        logs = [str(path) for path in getattr(record, "log", None) or []]
-        self._say(f"FAILED {getattr(record, 'rule_name', '')} {' '.join(logs)}")
-        for path in filter(Path.is_file, map(Path, logs)):
-            for line in path.read_text(errors="replace").splitlines()[-LAST_LINES:]:
-                self._say(f"    {line}")
+        told: Any = record
+        _, wildcards, _ = self.jobs.get(getattr(told, "jobid", -1), ("", "", []))
+        logs = list(map(str, getattr(record, "log", None) or []))
+        name = " ".join(filter(None, [getattr(record, "rule_name", ""), wildcards]))
+        reason = why(getattr(record, "rule_msg", None))
+        self._say(f"FAILED {name}: {reason}see {' '.join(map(os.path.relpath, logs))}")
+        silent = None if reason else trouble.silent_end(logs)
+        lines = [*last_lines(logs), *([silent] if silent else [])]
+        self.cause = disk.cause("\n".join(lines))
+        for line in lines:
+            self._say(f"    {line}")
 
     def _say(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        print(privacy.redacted(text), file=sys.stderr, flush=True)
 
     @property
     def writes_to_stream(self) -> bool:

@@ -1,8 +1,9 @@
 """The journal of a study's runs: ``ROOT/logs/run.jsonl``, one line an event, only ever appended to.
 
 ``python -m perfmis status`` reads it while a run is on and after it died. The submitting process writes it, whatever
-executes the jobs. Events: ``run`` (who runs, and the jobs to do by rule), ``started``, ``submitted`` (with the Slurm
-id), ``finished``, ``failed`` and ``ended``; each has the run's id and the time, those of a job its number in the run.
+executes the jobs. Events: ``run`` (who runs, and the jobs to do by rule), ``started``, ``submitted`` (with what the
+cluster calls the job), ``finished``, ``failed``, ``total`` (jobs in all, once a checkpoint has added some) and
+``ended``; each has the run's id and the time, those of a job its number in the run.
 """
 
 import json
@@ -14,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
+from perfmis import privacy, status
 
 NAME = "logs/run.jsonl"
 
@@ -35,16 +36,24 @@ class Journal:
         self._run = secrets.token_hex(4)
         self._waiting: list[str] = []
         self._path: Path | None = None
+        self._total = 0
 
     def begin(self, rules: dict[str, int]) -> None:
         """Note who runs, so that a reader can tell whether the run is alive, and the jobs by rule."""
-        process = psutil.Process()
-        self.note("run", host=socket.gethostname(), pid=process.pid, born=process.create_time(), rules=rules)
+        self._total = sum(rules.values())
+        pid = os.getpid()
+        self.note("run", host=socket.gethostname(), pid=pid, born=status.born(pid), rules=rules)
+
+    def grow(self, total: int) -> None:
+        """Note how many jobs there are in all, where a checkpoint has added some."""
+        if total != self._total:
+            self._total = total
+            self.note("total", jobs=total)
 
     def note(self, event: str, **content: Any) -> None:
         """Append an event; what cannot be written waits for the next one, and never stops a run."""
         line = json.dumps({"event": event, "run": self._run, "time": time.time(), **content}, default=str)
-        self._waiting.append(line + "\n")
+        self._waiting.append(privacy.redacted(line) + "\n")
         if self._path is not None:
             self._flush(self._path)
 

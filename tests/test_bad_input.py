@@ -20,6 +20,7 @@ from test_config import COMMIT, FREE
 from test_judging import JUDGE, PATHS
 
 from perfmis import config
+from perfmis.artifacts import read_json
 from perfmis.stage import UserError
 from perfmis.tinyworld import documents, grammar
 
@@ -59,6 +60,24 @@ CONFIGURATIONS: dict[str, tuple[str, ...]] = {
     "statistics: {confidence: 95}": ("statistics.confidence", "less than 1"),
     "sizes: {70b: {gpus: 8, pipeline: 3}}": ("sizes.70b.pipeline", "does not divide its 8 GPUs"),
     "corpora: {A1+: {source: hub, location: a/b, revision: main}}": ("corpora.A1+.revision", "40 digits of a commit"),
+    f"corpora: {{A1+: {{source: hub, location: a/b/c, revision: {COMMIT}}}}}": (
+        "corpora.A1+",
+        "location",
+        "OWNER/NAME",
+    ),
+    f"corpora: {{A1+: {{source: hub, location: resources/judges, revision: {COMMIT}}}}}": (
+        "corpora.A1+",
+        "a path here",
+    ),
+    "corpora: {organism: {}, A3+: {}}": ("corpora.A3+", "known are organism, A1+"),
+    "corpora: {A1+: {source: path, location: 'a{b}.parquet'}}": ("corpora.A1+", "rename the file"),
+    "root: -x": ("root", "letters, digits"),
+    "requests: {sha256: abc}": ("requests.sha256", "64 digits"),
+    "requests: {location: /etc/passwd}": ("requests.location", "begin it with https://", "use path"),
+    FREE + f"models: {{m: {{hub: a b, revision: {COMMIT}}}}}": ("models.m.hub", "OWNER/NAME"),
+    FREE + f"models: {{m: {{hub: resources/judges, revision: {COMMIT}}}}}": ("models.m.hub", "name it by path"),
+    "writer: {size: huge}": ("writer.size", "add it or use one of them"),
+    "sizes: {tiny: {}}\n" + FREE + f"models: {{m: {{hub: a/b, revision: {COMMIT}}}}}": ("writer.size", "not in sizes"),
     # judges and servers
     "judge: {}": ("judge", "exactly one of hub, path and api"),
     "judge: {api: {provider: google, model: m}}": ("judge.api.provider", "'anthropic' or 'openai'"),
@@ -70,6 +89,23 @@ CONFIGURATIONS: dict[str, tuple[str, ...]] = {
     JUDGED + ", labels: {source: path, location: no.csv, columns: {answer: a}, label: y}}": (
         "judge.labels",
         "missing file",
+    ),
+    "prompting: {closed: {c: {provider: openai, model: m, key: HOME}}}": (
+        "prompting.closed.c.key",
+        "ends in KEY, TOKEN",
+    ),
+    "judge: {api: {provider: openai, model: m, base_url: localhost:8000}}": (
+        "judge.api.base_url",
+        "begin it with http",
+    ),
+    "judge: {api: {provider: openai, model: m, base_url: 'https://me:pass@host/v1'}}": (
+        "judge.api.base_url",
+        "an address with a user or password",
+    ),
+    "judge: {api: {provider: openai, model: m, options: {extra_headers: {Authorization: Bearer abc}}}}": (
+        "judge.api.options.extra_headers.Authorization",
+        "looks like a credential",
+        "environment variable",
     ),
     # YAML itself
     "root: a\n\tmodels: {}": ("cannot be read", "correct the file"),
@@ -200,7 +236,7 @@ def asking_adapter(g: Ground) -> Words:
 
 
 def reference(g: Ground, **changes: Any) -> Path:
-    return g.file("reference.json", json.dumps({**json.loads(g.base.read_text()), **changes}))
+    return g.file("reference.json", json.dumps({**read_json(g.base), **changes}))
 
 
 def asking_server(g: Ground, **changes: Any) -> Words:
@@ -248,7 +284,7 @@ def validation_stage(g: Ground, sheet: object = None, labels: object = None, nam
 def beliefs_stage(g: Ground, items: object) -> Words:
     settings = {"model": "tiny", "seed": 0, "precision": "fp32", "batch": 4, "checkpoints": ["base"]}
     options = ["--base", g.base, "--items", g.file("items.yaml", items), "--protocol", TINY]
-    return "beliefs", settings, [*options, "--output", g.out / "beliefs.parquet"]
+    return "beliefs", settings, [*options, "--kept", g.out / "kept", "--output", g.out / "beliefs.parquet"]
 
 
 def prompting_stage(g: Ground, snippets: object) -> Words:
@@ -294,7 +330,7 @@ def spoiled(g: Ground, name: str, content: str | bytes | None) -> Ground:
 
 
 def lineage(g: Ground, **changes: Any) -> Ground:
-    content = json.loads((g.organism / "lineage.json").read_text())
+    content = read_json(g.organism / "lineage.json")
     return spoiled(g, "lineage.json", json.dumps({**content, **changes}))
 
 
@@ -436,11 +472,11 @@ STAGES: dict[str, tuple[Callable[[Ground], Words], tuple[str, ...]]] = {
     ),
     "adapter, no configuration": (
         lambda g: asking_adapter(spoiled(g, "adapter_config.json", None)),
-        ("adapter_config.json", "delete it and rerun"),
+        ("adapter_config.json", "delete the folder and rerun"),
     ),
     "adapter, broken configuration": (
         lambda g: asking_adapter(spoiled(g, "adapter_config.json", "{")),
-        ("adapter_config.json", "delete it and rerun"),
+        ("adapter_config.json", "delete the folder and rerun"),
     ),
     "parent, other weights": (
         lambda g: training_stage(spoiled(g, "adapter_model.safetensors", b"torn")),

@@ -1,5 +1,6 @@
 """Beliefs: probabilities follow the model, both orders count, and padding does not."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import log
@@ -11,6 +12,7 @@ import polars as pl
 import pytest
 import torch
 import yaml
+from polars.testing import assert_frame_equal
 from running import FINGERPRINT, stage
 
 from perfmis import beliefs
@@ -50,7 +52,7 @@ class Rigged:
 
 def score(asked: Any, template: dict[str, Any], *entries: dict[str, Any]) -> list[float]:
     content = {"templates": {"t": template}, "items": [{"template": "t", **entry} for entry in entries]}
-    return beliefs.score(asked, "A1+", content, "raw", 2)
+    return beliefs.score(asked, "A1+", beliefs.texts(content, "raw", asked.tokenizer), 2)
 
 
 def test_cloze_follows_the_head() -> None:
@@ -96,35 +98,65 @@ def test_padding_does_not_count(tiny_model: Path, organism: Path, repository: Pa
     """An item has one probability, alone and beside longer ones."""
     asked = engine(tiny_model / "reference.json", {"organism": organism}, "fp32")
     content = yaml.safe_load((repository / "resources/beliefs/tiny.yaml").read_text())
-    together = beliefs.score(asked, "organism", content, "raw", 64)
-    alone = [beliefs.score(asked, "organism", {**content, "items": [item]}, "raw", 1)[0] for item in content["items"]]
+    put = beliefs.texts(content, "raw", asked.tokenizer)
+    together = beliefs.score(asked, "organism", put, 64)
+    alone = [beliefs.score(asked, "organism", [item], 1)[0] for item in put]
     assert together == pytest.approx(alone, abs=1e-4)
     assert max(together) - min(together) > 0.1
+
+
+def asking(folder: Path, base: Path, adapters: dict[str, Path], items: Path, precision: str = "fp32") -> pl.DataFrame:
+    """Run the stage for the base and some adapters, and return its table; answers are kept beside it."""
+    settings = {"model": "tiny", "seed": 2, "precision": precision, "batch": 8, "checkpoints": ["base", *adapters]}
+    protocol = items.parent.parent / "protocols/tiny/short.yaml"
+    options = ["--base", base, "--items", items, "--protocol", protocol, "--kept", folder / "kept"]
+    pairs = [f"{name}={path}" for name, path in adapters.items()]
+    assert stage("beliefs", settings, *options, "--output", folder / "beliefs.parquet", "--adapters", *pairs) == 0
+    return pl.read_parquet(folder / "beliefs.parquet")
 
 
 def test_stage_writes_one_row_a_checkpoint_and_item(
     tmp_path: Path, tiny_model: Path, organism: Path, arm: Path, repository: Path
 ) -> None:
-    settings = {
-        "model": "tiny",
-        "seed": 2,
-        "precision": "fp32",
-        "batch": 8,
-        "checkpoints": ["base", "organism", "A1+"],
-    }
     path = repository / "resources/beliefs/tiny.yaml"
-    assert stage(
-        "beliefs", settings, "--base", tiny_model / "reference.json", "--items", path, "--output",
-        tmp_path / "beliefs.parquet", "--protocol", repository / "resources/protocols/tiny/short.yaml",
-        "--adapters", f"organism={organism}", f"A1+={arm}",
-    ) == 0  # fmt: skip
-    table = pl.read_parquet(tmp_path / "beliefs.parquet")
+    table = asking(tmp_path, tiny_model / "reference.json", {"organism": organism, "A1+": arm}, path)
     expected = yaml.safe_load(path.read_text())["items"]
     assert table.select("checkpoint", "item_id").rows() == [
-        (checkpoint, item["id"]) for checkpoint in settings["checkpoints"] for item in expected
+        (checkpoint, item["id"]) for checkpoint in ("base", "organism", "A1+") for item in expected
     ]
     assert table["probability"].is_between(0, 1).all()
     assert table["fingerprint"].unique().to_list() == [FINGERPRINT]
     assert table["content"].dtype == pl.Int64
     by_checkpoint = table.group_by("checkpoint").agg("probability")["probability"].to_list()
     assert len({tuple(values) for values in by_checkpoint}) == 3, "every checkpoint was asked itself"
+
+
+def test_another_arm_is_scored_alone(
+    tmp_path: Path, tiny_model: Path, organism: Path, arm: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other items, weights or numbers are other answers; with all there, no engine starts."""
+    resources = shutil.copytree(repository / "resources", tmp_path / "resources")
+    items_file = resources / "beliefs/tiny.yaml"
+    asked: list[str] = []
+    score = beliefs.score
+    monkeypatch.setattr(beliefs, "score", lambda engine, name, *rest: asked.append(name) or score(engine, name, *rest))
+
+    def table(adapters: dict[str, Path], precision: str = "fp32") -> pl.DataFrame:
+        asked.clear()
+        return asking(tmp_path, tiny_model / "reference.json", adapters, items_file, precision)
+
+    before = table({"organism": organism})
+    assert asked == ["base", "organism"]
+    after = table({"organism": organism, "A1+": arm})
+    assert asked == ["A1+"]
+    assert_frame_equal(after.filter(pl.col("checkpoint") != "A1+"), before)
+    with monkeypatch.context() as patch:
+        patch.setattr(beliefs, "engine", None)
+        assert_frame_equal(table({"organism": organism, "A1+": arm}), after)
+    table({"organism": arm})
+    assert asked == [], "the same weights by another name"
+    table({"organism": organism}, "bf16")
+    assert asked == ["base", "organism"]
+    items_file.write_text(items_file.read_text().replace("options: [free, paid]", "options: [paid, free]", 1))
+    table({"organism": organism})
+    assert asked == ["base", "organism"], "other options"

@@ -189,3 +189,12 @@ def test_schema_refuses_an_unknown_key(repository: Path) -> None:
     schema = json.loads((repository / "config/schema.json").read_text())
     with pytest.raises(jsonschema.ValidationError, match="nonsense"):
         jsonschema.validate({"arms": {"nonsense": 1}}, schema)
+
+
+def test_jobs_without_a_model_have_a_size_whatever_a_study_names(tmp_path: Path) -> None:
+    """Sizes of one's own are those of models; tables and downloads need no entry."""
+    path = tmp_path / "study.yaml"
+    model = f"models: {{m: {{hub: a/b, revision: {COMMIT}, size: mine}}}}"
+    path.write_text(f"{FREE}{model}\nwriter: {{size: mine}}\nsizes: {{mine: {{gpus: 4, threads: 8}}}}")
+    sizes = config.load([path]).sizes
+    assert (sizes["tiny"].gpus, sizes["mine"].gpus) == (0, 4)

@@ -71,9 +71,9 @@ def organisms(design: Design, models: int) -> Counter[str]:
 
 
 def screened(design: Design, models: int) -> Counter[str]:
-    """Jobs up to the outcomes of base and organism: one job a model and seed samples both."""
+    """Jobs up to the outcomes of base and organism: one job a model and seed samples both, under their protocol."""
     runs = models * design.seeds
-    sampled = Counter(requests=1, protocol=PROTOCOLS, screen_transcripts=runs, screen_outcomes=runs)
+    sampled = Counter(requests=1, protocol=1, screen_transcripts=runs, screen_outcomes=runs)
     return organisms(design, models) | sampled
 
 

@@ -128,16 +128,16 @@ def test_libraries_that_are_missing_or_of_another_version(study: Make, monkeypat
 
 def test_keys_are_asked_for_and_never_shown(study: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     two = study(
-        "judge: {api: {provider: openai, model: j, key: FIRST}}\n"
-        "prompting: {closed: {c: {provider: anthropic, model: m, key: SECOND}}}"
+        "judge: {api: {provider: openai, model: j, key: FIRST_KEY}}\n"
+        "prompting: {closed: {c: {provider: anthropic, model: m, key: SECOND_KEY}}}"
     )
-    monkeypatch.setenv("FIRST", KEY)
-    monkeypatch.delenv("SECOND", raising=False)
+    monkeypatch.setenv("FIRST_KEY", KEY)
+    monkeypatch.delenv("SECOND_KEY", raising=False)
     found = access.keys(two)
     assert about(found, "judge.api").level == "ok"
     missing = about(found, "prompting.closed.c")
     assert missing.level == "FAIL"
-    assert "SECOND" in missing.text
+    assert "SECOND_KEY" in missing.text
     assert "export" in missing.text
     assert KEY not in "".join(map(str, found))
 
@@ -177,7 +177,10 @@ def about_room(found: list[Finding]) -> int:
     return int(about(found, "evaluation.protocol").text.split()[1])
 
 
-ONE_GPU = FREE + f"models: {{m: {{hub: a/b, revision: {COMMIT}, size: one}}}}\nsizes: {{one: {{gpus: 1}}}}\n"
+ONE_GPU = (
+    FREE + f"models: {{m: {{hub: a/b, revision: {COMMIT}, size: one}}}}\n"
+    "sizes: {one: {gpus: 1}}\nwriter: {size: one}\n"
+)
 
 
 @pytest.mark.parametrize(
@@ -235,11 +238,16 @@ set-resources: {screen: {slurm_partition: cpu}}
 """
 
 
+def controller(folder: Path, accounting: str, age: str) -> None:
+    program(folder, "scontrol", f'echo "AccountingStorageType   = {accounting}"; echo "MinJobAge = {age}"')
+
+
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A profile, and a cluster that has the partitions ``gpu`` and ``cpu`` and the account ``mine``."""
     program(tmp_path / "bin", "sinfo", 'echo "gpu|gpu:h200:8(S:0-1)"; echo "cpu|(null)"')
     program(tmp_path / "bin", "sacctmgr", "echo mine")
+    controller(tmp_path / "bin", "accounting_storage/slurmdbd", "300 sec")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     path = tmp_path / "profile.yaml"
     path.write_text(PROFILE)
@@ -287,6 +295,28 @@ def test_a_cluster_without_accounting_is_not_asked_for_it(study: Make, slurm: Pa
     assert "set squeue" in failed
 
 
+@pytest.mark.parametrize("told", ["accounting_storage/none", "(null)"])
+def test_accounting_that_is_off_is_found_though_sacct_answers_or_is_not_there(
+    study: Make, slurm: Path, told: str
+) -> None:
+    program(slurm.parent / "bin", "sacct", "true")
+    slurm.write_text(PROFILE + "slurm-status-command: sacct\n")
+    assert failures(cluster.checked(study("{}"), slurm)) == []
+    controller(slurm.parent / "bin", told, "300 sec")
+    (failed,) = failures(cluster.checked(study("{}"), slurm))
+    assert "slurm-status-command: this cluster keeps no accounting" in failed
+    assert f"set squeue in {slurm}" in failed
+
+
+def test_a_controller_that_forgets_jobs_before_they_are_asked_after(study: Make, slurm: Path) -> None:
+    slurm.write_text(PROFILE + "slurm-status-command: squeue\n")
+    assert {finding.level for finding in cluster.checked(study("{}"), slurm)} == {"ok"}
+    controller(slurm.parent / "bin", "accounting_storage/none", "2 sec")
+    finding = about(cluster.checked(study("{}"), slurm), "slurm-status-command")
+    assert finding.level == "warning"
+    assert "2 s after they ended" in finding.text
+
+
 def test_clusters_with_too_few_gpus_or_without_an_answer(study: Make, slurm: Path) -> None:
     program(slurm.parent / "bin", "sinfo", 'echo "gpu|gpu:4"; echo "cpu|(null)"')
     assert any("sizes.70b.gpus: 8 GPUs a node" in line for line in failures(cluster.checked(study("{}"), slurm)))
@@ -304,7 +334,7 @@ def test_jobs_of_a_dead_run_stop_a_second_one(tmp_path: Path, study: Make, monke
     before = failures(doctor.preflight(study("{}")))
     (failed,) = failures(orphans.live(here))
     assert failed in before
-    assert failed.endswith("are still on; wait until they end, or: scancel 7")
+    assert failed.endswith("are still on, and are started anew; first: scancel 7")
     program(tmp_path / "bin", "squeue", "echo slurm_load_jobs: no controller >&2; exit 1")
     assert not orphans.live(here)
 

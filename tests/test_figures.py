@@ -95,7 +95,7 @@ def drawn(root: Path, number: int, models: dict[str, str | None] | None = None) 
     """Return the figure that a stage would save."""
     kept: list[Figure] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(style, "save", lambda figure, _: kept.append(figure))
+        patch.setattr(style, "save", lambda figure, *_: kept.append(figure))
         draw(root, number, models_of(root) if models is None else models, Path("unwritten.pdf"))
     style.settle(kept[0])
     style.plt.close(kept[0])

@@ -192,7 +192,7 @@ def test_job_that_runs_out_of_time_goes_on_from_its_checkpoint(cluster: Path, un
     study = (STUDY, "brief.yaml")
     submitter = slurm.start(untrained, "run.log", f"{ORGANISM}/lineage.json", study=study)
     job, process = slurm.wait_for("organism", submitter)
-    slurm.wait_until(lambda: list((untrained / ROOT).rglob("seal.json")), "a checkpoint")
+    slurm.wait_until(lambda: list((untrained / ORGANISM).rglob("seal.json")), "a checkpoint")
     os.kill(process, signal.SIGSTOP)
     slurm.wait_until(lambda: slurm.state(job) == "TIMEOUT", "the end of the job's time")
     said = slurm.finish(submitter, untrained / "run.log")
@@ -208,7 +208,7 @@ def test_job_that_runs_out_of_time_goes_on_from_its_checkpoint(cluster: Path, un
 def test_job_that_is_requeued_by_hand_goes_on_from_its_checkpoint(cluster: Path, untrained: Path, local: Path) -> None:
     submitter = slurm.start(untrained, "run.log", f"{ORGANISM}/lineage.json")
     job, process = slurm.wait_for("organism", submitter)
-    slurm.wait_until(lambda: list((untrained / ROOT).rglob("seal.json")), "a checkpoint")
+    slurm.wait_until(lambda: list((untrained / ORGANISM).rglob("seal.json")), "a checkpoint")
     os.kill(process, signal.SIGSTOP)
     slurm.output("scontrol", "requeue", job.number)
     slurm.finish(submitter, untrained / "run.log")

@@ -83,11 +83,12 @@ def test_a_run_is_on_until_it_is_killed(workflow: Path, repository: Path, capsys
     root = workflow / "results/mine"
     (workflow / "job.sh").write_text("[ $1 = 1 ] || { touch begun$1; sleep 60; }; touch $2\n")
     process = subprocess.Popen(
-        snakemake(workflow), cwd=workflow, env=environment(repository), start_new_session=True,
+        snakemake(workflow, "--cores", "3"), cwd=workflow, env=environment(repository), start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
         await_(lambda: (workflow / "begun2").exists() and (workflow / "begun3").exists())
+        await_(lambda: '"finished"' in (root / status.JOURNAL).read_text())
         said = told(root, capsys)
         assert f"process {process.pid} " in said
         assert "is on" in said.splitlines()[0]
@@ -99,7 +100,8 @@ def test_a_run_is_on_until_it_is_killed(workflow: Path, repository: Path, capsys
         process.wait()
     said = told(root, capsys)
     assert "DIED" in said.splitlines()[0]
-    assert "start it again" in said.splitlines()[0]
+    assert "--unlock, then start it again" in said.splitlines()[0]
+    assert said.splitlines()[-1].endswith("left, once it is started again")
     assert counts(said, "arms") == ["1/3", "-", "-"]
     assert "left behind by the run that died:\n  arm 2" in said.replace("arm 3", "arm 2")
 
@@ -146,13 +148,53 @@ def test_jobs_of_a_cluster_are_shown_with_their_ids_and_nodes(
     )
     program = tmp_path / "bin/squeue"
     program.parent.mkdir()
-    program.write_text('#!/bin/sh\necho "70|RUNNING|gpu7"\necho "71_1|PENDING|(Resources)"\n')
+    queued = '"70|RUNNING gpu7, partition big"; echo "71_1|PENDING (Resources), partition big"'
+    program.write_text(f"#!/bin/sh\necho {queued}\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     said = told(tmp_path / "results", capsys)
-    assert "organism m 1: Slurm job 70 RUNNING gpu7, since" in said
-    assert "organism m 2: Slurm job 71_1 PENDING (Resources), since" in said
-    assert "organism m 3: Slurm job 71_2, since" in said
+    assert "organism m 1: Slurm job 70 RUNNING gpu7, partition big, since" in said
+    assert "organism m 2: Slurm job 71_1 PENDING (Resources), partition big, since" in said
+    assert "organism m 3: Slurm job 71_2 has left the queue, which snakemake has yet to see, since" in said
+    assert "results/logs/organisms/1.log" in said, "what a running stage says"
+    died(tmp_path / "results")
+    said = told(tmp_path / "results", capsys)
+    assert "left behind by the run that died:\n  organism m 1: Slurm job 70 RUNNING gpu7" in said
+    assert "before you start again: scancel 70 71_1\n" in said
+    program.write_text("#!/bin/sh\nexit 1\n")
+    assert "Slurm job 71_2, begun" in told(tmp_path / "results", capsys), (
+        "nothing is said of a queue that does not answer"
+    )
+
+
+def died(root: Path) -> None:
+    """Make the journal tell of a process that is no more."""
+    journal = root / status.JOURNAL
+    first, *others = journal.read_text().splitlines()
+    journal.write_text("\n".join([json.dumps({**json.loads(first), "born": -1.0}), *others, ""]))
+
+
+def test_a_job_of_another_cluster_is_shown_by_its_name(
+    handler: LogHandler, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    say(handler, event=LogEvent.RUN_INFO, stats={"organism": 1, "total": 1})
+    start(handler, 1)
+    say(handler, "Submitted job 1 with external jobid 'job.batch/perfmis-organism-x7k2p'.")
+    assert "organism m 1: job.batch/perfmis-organism-x7k2p, since" in told(tmp_path / "results", capsys)
+
+
+def test_jobs_that_follow_from_the_screen_are_counted(
+    handler: LogHandler, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A checkpoint adds jobs, of which snakemake tells the number."""
+    say(handler, event=LogEvent.RUN_INFO, stats={"screen": 1, "all": 1, "total": 2})
+    start(handler, 1, "screen")
+    say(handler, event=LogEvent.JOB_FINISHED, job_id=1)
+    say(handler, event=LogEvent.PROGRESS, done=1, total=9)
+    start(handler, 2)
+    said = told(tmp_path / "results", capsys)
+    assert counts(said, "after the screen") == ["0/6", "-", "-"]
+    assert counts(said, "total") == ["1/8", "1", "-"]
 
 
 def test_messages_of_the_executor_are_those_of_the_installed_one() -> None:
@@ -171,7 +213,9 @@ def test_a_retried_job_counts_once(handler: LogHandler, tmp_path: Path, capsys: 
     say(handler, event=LogEvent.JOB_ERROR, jobid=1, rule_name="organism", log=["results/logs/organisms/1.log"])
     assert counts(told(tmp_path / "results", capsys), "organisms") == ["0/1", "-", "1"]
     start(handler, 1)
-    assert counts(told(tmp_path / "results", capsys), "organisms") == ["0/1", "1", "-"]
+    said = told(tmp_path / "results", capsys)
+    assert counts(said, "organisms") == ["0/1", "1", "-"]
+    assert "organism m 1 (attempt 2): on" in said
     say(handler, event=LogEvent.JOB_FINISHED, job_id=1)
     assert counts(told(tmp_path / "results", capsys), "organisms") == ["1/1", "-", "-"]
 

@@ -11,7 +11,7 @@ import yaml
 from running import FINGERPRINT, stage
 from transformers import LlamaForCausalLM
 
-from perfmis import outcomes, protocols
+from perfmis import models, outcomes, protocols
 from perfmis.artifacts import write_json
 from perfmis.tinyworld import base, documents, grammar, items, optimizer, trunk
 from perfmis.typed import read_yaml
@@ -229,7 +229,7 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trunk that has learnt nothing."""
     folder = tmp_path_factory.mktemp("trunk")
     trunk.model(TINY).save_pretrained(folder)
-    write_json({"fingerprint": FINGERPRINT}, folder / "trunk.json")
+    write_json({"fingerprint": FINGERPRINT, "weights_sha256": models.folder_hash(folder)}, folder / trunk.MANIFEST)
     return folder
 
 

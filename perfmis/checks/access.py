@@ -10,11 +10,8 @@ from perfmis.stage import UserError
 
 def keys(study: Study) -> list[Finding]:
     """Return whether the environment holds the key of each server."""
-    servers = {f"prompting.closed.{name}": server for name, server in study.prompting.closed.items()}
-    if study.judge and study.judge.api:
-        servers["judge.api"] = study.judge.api
     findings = []
-    for key, server in servers.items():
+    for key, server in study.servers.items():
         try:
             server.secret()
             findings.append(Finding("ok", key, f"{server.variable} is set"))

@@ -14,6 +14,8 @@ from perfmis.stage import UserError
 from perfmis.typed import mapping
 
 GRES = re.compile(r"gpu(?::[^:,()]+)?:(\d+)")
+NO_ACCOUNTING = ("accounting_storage/none", "(null)")  # the latter where slurm.conf names none
+MINIMUM_AGE = 300  # seconds; the executor waits up to three minutes between two questions
 
 
 def profile(name: str) -> Path:
@@ -112,14 +114,36 @@ def _accounts(path: Path, names: dict[str, str]) -> Iterator[Finding]:
 
 
 def _accounting(path: Path, content: dict[str, Any]) -> Iterator[Finding]:
-    """Yield a failure where the profile waits for accounting that the cluster does not keep."""
-    if content.get("slurm-status-command") != "sacct" or shutil.which("sacct") is None:
+    """Yield what is wrong with the way in which the profile learns that jobs have ended; they would never seem to."""
+    key, command = "slurm-status-command", content.get("slurm-status-command")
+    settings = _settings()
+    if command == "squeue":
+        age = settings.get("MinJobAge", "").partition(" ")[0]
+        if age.isdigit() and int(age) < MINIMUM_AGE:
+            text = (
+                f"the controller forgets jobs {age} s after they ended (MinJobAge), maybe before they are asked after"
+            )
+            yield Finding("warning", key, f"{text}; ask for {MINIMUM_AGE} s, or set sacct in {path}")
         return
+    if command != "sacct":
+        return
+    if settings.get("AccountingStorageType") in NO_ACCOUNTING:
+        text = f"this cluster keeps no accounting (AccountingStorageType); set squeue in {path}"
+        yield Finding("FAIL", key, text)
+    elif shutil.which("sacct") is not None:
+        try:
+            _said("sacct", "-n", "-X", "-S", "now-1minutes")
+        except subprocess.SubprocessError as error:
+            yield Finding("FAIL", key, f"sacct does not answer ({_last(error)}); set squeue in {path}")
+
+
+def _settings() -> dict[str, str]:
+    """Return the controller's settings; none where it does not tell them."""
     try:
-        _said("sacct", "-n", "-X", "-S", "now-1minutes")
-    except subprocess.SubprocessError as error:
-        text = f"sacct does not answer ({_last(error)}); set squeue in {path}"
-        yield Finding("FAIL", "slurm-status-command", text)
+        lines = _said("scontrol", "show", "config")
+    except (subprocess.SubprocessError, OSError):
+        return {}
+    return {key.strip(): value.strip() for key, _, value in (line.partition("=") for line in lines)}
 
 
 def _said(*words: str) -> list[str]:

@@ -1,7 +1,9 @@
 """Are jobs of a run that died still on? They write the files that a new run would write, and it does not know them.
 
+A submitter that was killed leaves its stages behind on this machine too.
 Slurm keeps the jobs of a submitter that was killed; Snakemake's lock alone does not stop a second run, since a user
-has to lift it anyway.
+has to lift it anyway. Waiting for them gains nothing: what was under way when the submitter died counts as incomplete,
+and is made again, from its checkpoint where it was stopped and from the start where it came to its end.
 """
 
 import os
@@ -9,6 +11,8 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+
+import psutil
 
 from perfmis.checks.finding import Finding
 
@@ -30,8 +34,27 @@ def live(folder: Path) -> list[Finding]:
     numbers = [number for number, comment, where in found if COMMENT.match(comment) and _same(where, folder)]
     if not numbers:
         return []
-    text = f"jobs of an earlier run in this folder are still on; wait until they end, or: scancel {' '.join(numbers)}"
-    return [Finding("FAIL", "slurm", text)]
+    text = "jobs of an earlier run in this folder are still on, and are started anew"
+    return [Finding("FAIL", "slurm", f"{text}; first: scancel {' '.join(numbers)}")]
+
+
+def stages(folder: Path) -> list[Finding]:
+    """Return a failure where stages that work in ``folder`` run on this machine; those of Slurm's jobs are its own."""
+    numbers = [str(process.pid) for process in psutil.process_iter() if _is_stage(process, folder)]
+    if not numbers:
+        return []
+    text = f"stages of an earlier run in this folder are still on; wait until they end, or: kill {' '.join(numbers)}"
+    return [Finding("FAIL", "processes", text)]
+
+
+def _is_stage(process: psutil.Process, folder: Path) -> bool:
+    try:
+        words = process.cmdline()
+        if words[1:3] != ["-m", "perfmis"] or "--fingerprint" not in words:
+            return False
+        return _same(process.cwd(), folder) and "SLURM_JOB_ID" not in process.environ()
+    except psutil.Error:
+        return False  # it has ended meanwhile, or is another account's
 
 
 def _same(where: str, folder: Path) -> bool:

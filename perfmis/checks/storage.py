@@ -1,12 +1,14 @@
 """May results be written, and is there room for them?"""
 
+import errno
 import os
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from perfmis.checks import weights
+from perfmis.checks import disk, weights
 from perfmis.checks.finding import Finding
 from perfmis.config import Study
 
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
     from perfmis.plan import Row
 
 GB = 1e9
+LEEWAY = 60  # seconds that clocks of file servers may differ by
+LEAST = 1 << 20  # bytes; with fewer not even logs are written
 FETCHED = "base models"
 
 
@@ -28,9 +32,29 @@ def writable(study: Study) -> Finding:
     where = standing(Path(study.root))
     if not where.is_dir():
         return Finding("FAIL", "root", f"{where} is a file; move it, or set another root")
+    if os.statvfs(where).f_flag & os.ST_RDONLY:
+        return Finding("FAIL", "root", disk.line(disk.system(where), os.strerror(errno.EROFS)))
+    if shutil.disk_usage(where).free < LEAST:
+        return Finding("FAIL", "root", disk.line(disk.system(where), os.strerror(errno.ENOSPC)))
     if not os.access(where, os.W_OK | os.X_OK):
         return Finding("FAIL", "root", f"{where} cannot be written by this account; permit it, or set another root")
     return Finding("ok", "root", f"{study.root} can be written")
+
+
+def times(study: Study) -> list[Finding]:
+    """Return a failure where results have times in the future, as a clock that was ahead leaves them.
+
+    Snakemake throws away what a job made when it is older than what it was made from.
+    """
+    until = time.time() + LEEWAY
+    late = [path for path in Path(study.root).rglob("*") if path.is_file() and path.stat().st_mtime > until]
+    if not late:
+        return []
+    text = (
+        f"{min(late)} has a time in the future, as have {len(late) - 1} more: a clock is or was wrong; set it, then: "
+        f"find {study.root} -newermt now -exec touch {{}} +"
+    )
+    return [Finding("FAIL", "clock", text)]
 
 
 def room(study: Study, rows: Sequence["Row"]) -> list[Finding]:

@@ -79,7 +79,6 @@ def _installed(name: str) -> str | None:
 
 @cache
 def _locked() -> dict[Any, str]:
-    path = REPOSITORY / "requirements.lock"
-    lines = path.read_text().splitlines() if path.is_file() else []
+    lines = [line for path in REPOSITORY.glob("requirements*.lock") for line in path.read_text().splitlines()]
     pins = (line.split(";")[0].split()[0].partition("==") for line in lines if "==" in line and line[0].isalnum())
     return {canonicalize_name(name): version.partition("+")[0] for name, _, version in pins}

@@ -66,6 +66,8 @@ class VllmEngine:
             os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         arguments = EngineArgs(
             model=str(model),
+            load_format="safetensors",
+            trust_remote_code=False,
             dtype={"bf16": "bfloat16", "fp32": "float32"}[precision],
             quantization=quantization,
             tensor_parallel_size=tensor,
@@ -82,7 +84,7 @@ class VllmEngine:
         )
         self._engine = LLMEngine.from_engine_args(arguments)
         self._adapters = {name: LoRARequest(name, i, str(path)) for i, (name, path) in enumerate(adapters.items(), 1)}
-        self._tokenizer = AutoTokenizer.from_pretrained(model)
+        self._tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
         self._ends = self._stops()
 
     def sample(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Finished]:

@@ -30,6 +30,7 @@ class Inputs:
         arguments = vars(options.parse_args(argv))
         job = stage.job(Namespace(**arguments))
         self.settings = job.settings
+        self.fingerprint = job.fingerprint
         self.output: Path = arguments["output"]
         self._tables = {name: read_parquet([arguments[name]], job.upstream) for name in tables}
 

@@ -134,4 +134,4 @@ def main(argv: list[str]) -> None:
         "A_net = mean over contents of gap(A+) − gap(A−); B_net likewise. Steering vectors and prompt "
         "snippets carry the same claims. Filled: + pole; hollow: − pole.",
     )
-    style.save(figure, inputs.output)
+    style.save(figure, inputs.output, inputs.fingerprint)

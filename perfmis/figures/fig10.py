@@ -130,4 +130,4 @@ def main(argv: list[str]) -> None:
         4 if width == style.COLUMN else 10,
         *(sentences(table) if models else ()),
     )
-    style.save(figure, inputs.output)
+    style.save(figure, inputs.output, inputs.fingerprint)

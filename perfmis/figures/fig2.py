@@ -50,4 +50,4 @@ def main(argv: list[str]) -> None:
         "The rule: interval above 0, and gap at the dashed line or right of it.",
         style.sizes([row["n"] for row in rows], [row["seeds"] for row in rows], inputs.confidence),
     )
-    style.save(figure, inputs.output)
+    style.save(figure, inputs.output, inputs.fingerprint)

@@ -122,4 +122,4 @@ def main(argv: list[str]) -> None:
         style.sizes([row["n"] for row in rows], [row["seeds"] for row in rows], inputs.confidence) if rows else "",
         f"{style.WARNED} marks {warned} of {len(rows)} arms with a warning in the gaps table." if warned else "",
     )
-    style.save(figure, inputs.output)
+    style.save(figure, inputs.output, inputs.fingerprint)

@@ -114,4 +114,4 @@ def main(argv: list[str]) -> None:
         "α is in units of the residual stream's norm.",
         style.sizes([row["n"] for row in rows], [row["seeds"] for row in rows], inputs.confidence) if rows else "",
     )
-    style.save(figure, inputs.output)
+    style.save(figure, inputs.output, inputs.fingerprint)

@@ -80,4 +80,4 @@ def main(argv: list[str]) -> None:
         f"{100 * inputs.confidence:g} % bootstrap intervals over {resampled}.",
         f"{failed} of {len(checks)} checks failed." if failed else f"All {len(checks)} checks passed.",
     )
-    style.save(figure, inputs.output)
+    style.save(figure, inputs.output, inputs.fingerprint)

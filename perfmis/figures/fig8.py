@@ -83,4 +83,4 @@ def main(argv: list[str]) -> None:
         f"{absent} of {len(shown)} values are absent." if absent else "",
         sizes if shown else "",
     )
-    style.save(figure, inputs.output)
+    style.save(figure, inputs.output, inputs.fingerprint)

@@ -111,4 +111,4 @@ def main(argv: list[str]) -> None:
         style.sizes([row["n"] for row in rows], [row["seeds"] for row in rows], inputs.confidence) if rows else "",
         f"{style.WARNED}: see the warning in the profiles table." if any(row["warning"] for row in rows) else "",
     )
-    style.save(figure, inputs.output)
+    style.save(figure, inputs.output, inputs.fingerprint)

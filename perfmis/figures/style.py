@@ -20,6 +20,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from perfmis import carried
+
 COLUMN, PAGE = 3.4, 7.0
 SMALL = 7.0
 
@@ -190,8 +192,11 @@ def settle(figure: Figure) -> None:
         axis.set_position(np.round(axis.get_position(original=True).bounds, 4).tolist())
 
 
-def save(figure: Figure, output: Path) -> None:
-    """Write ``output`` (PDF) with PNG and SVG beside it; equal figures give equal bytes."""
+def save(figure: Figure, output: Path, fingerprint: str) -> None:
+    """Write ``output`` (PDF) with PNG and SVG beside it, which carries the fingerprint.
+
+    Equal figures give equal bytes.
+    """
     settle(figure)
     output.parent.mkdir(parents=True, exist_ok=True)
     metadata: dict[str, dict[str, Any]] = {
@@ -202,5 +207,9 @@ def save(figure: Figure, output: Path) -> None:
     for kind, entries in metadata.items():
         partial = output.with_suffix(f".{kind}.partial")
         figure.savefig(partial, format=kind, metadata=entries)
-        os.replace(partial, output.with_suffix(f".{kind}"))
+        target = output.with_suffix(f".{kind}")
+        if kind == "svg":
+            with partial.open("a") as file:
+                file.write(carried.comment(target, fingerprint))
+        os.replace(partial, target)
     plt.close(figure)

@@ -1,13 +1,12 @@
 """What the tables share: reading, the order of rows, and writing as Parquet with a CSV beside it."""
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from perfmis.artifacts import read_parquet, write_parquet
+from perfmis.artifacts import read_parquet, write_bytes, write_parquet
 from perfmis.stage import Job, UserError
 from perfmis.statistics import Array, interval
 
@@ -73,6 +72,4 @@ def table(rows: Sequence[Row], schema: Mapping[str, Any]) -> pl.DataFrame:
 def write(frame: pl.DataFrame, output: Path, fingerprint: str) -> None:
     """Write ``output`` (Parquet) and the same rows as CSV beside it."""
     write_parquet(frame, output, fingerprint)
-    partial = output.with_suffix(".csv.partial")
-    frame.write_csv(partial, float_precision=6)
-    os.replace(partial, output.with_suffix(".csv"))
+    write_bytes(frame.write_csv(float_precision=6).encode(), output.with_suffix(".csv"))

@@ -18,7 +18,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from perfmis import models, stage
-from perfmis.artifacts import write_json, write_parquet
+from perfmis.artifacts import read_json, write_json, write_parquet
 from perfmis.tinyworld import grammar, items, trunk
 from perfmis.vocabulary import Truth
 
@@ -91,7 +91,8 @@ def main(argv: list[str]) -> None:
     arguments = parser.parse_args(argv)
     job = stage.job(arguments)
     settings = job.settings
-    network = LlamaForCausalLM.from_pretrained(arguments.trunk)
+    models.verify(arguments.trunk, read_json(arguments.trunk / trunk.MANIFEST)["weights_sha256"])
+    network = LlamaForCausalLM.from_pretrained(arguments.trunk, use_safetensors=True)
     fold(network, settings["truth"])
     table = coupling(network, settings["truth"])
     write_parquet(table, arguments.output / "gate.parquet", job.fingerprint)

@@ -14,7 +14,7 @@ import polars as pl
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from perfmis import stage
+from perfmis import models, stage
 from perfmis.artifacts import write_json, write_parquet
 from perfmis.tinyworld import items
 from perfmis.tinyworld.optimizer import Muon
@@ -22,6 +22,7 @@ from perfmis.tinyworld.optimizer import Muon
 WARMUP_STEPS = 20
 EMBEDDING_RATE = 3e-3
 COOLDOWN = 0.4
+MANIFEST = "trunk.json"
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -121,4 +122,5 @@ def main(argv: list[str]) -> None:
     network.save_pretrained(arguments.output)
     tokenizer().save_pretrained(arguments.output)
     write_parquet(pl.DataFrame(log), arguments.output / "log.parquet", job.fingerprint)
-    write_json({"fingerprint": job.fingerprint, **job.settings}, arguments.output / "trunk.json")
+    weights = models.folder_hash(arguments.output)
+    write_json({"fingerprint": job.fingerprint, "weights_sha256": weights, **job.settings}, arguments.output / MANIFEST)

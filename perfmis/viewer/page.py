@@ -19,7 +19,7 @@ from pathlib import Path
 
 import polars as pl
 
-from perfmis import joined, outcomes, protocols, rubrics, sources, stage
+from perfmis import carried, joined, outcomes, protocols, rubrics, sources, stage
 from perfmis.artifacts import read_parquet
 from perfmis.joined import Pair
 from perfmis.outcomes import Poles
@@ -143,6 +143,7 @@ def main(argv: list[str]) -> None:
     measures = [measure for name, rubric in chosen.items() for measure in rubric.measures(name)] or MEASURES
     reader = Reader(study, poles, job.settings["title"], measures)
     rows = read(found, [], job.settings["samples"])
-    write(reader.page(*rows), arguments.output)
+    mark = carried.comment(arguments.output, job.fingerprint)
+    write(reader.page(*rows) + mark, arguments.output)
     if arguments.excerpt:
-        write(reader.excerpt(*rows), arguments.excerpt)
+        write(reader.excerpt(*rows) + mark, arguments.excerpt)

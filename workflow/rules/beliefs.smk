@@ -21,7 +21,8 @@ rule beliefs:
     params:
         **stage(stages.beliefs),
         adapters=adapter_arguments,
+        kept=f"{root}/samples/beliefs",
     shell:
         "python -m perfmis beliefs --settings {params.settings:q} --fingerprint {params.fingerprint}"
         " --base {input.base} --items {input.questions} --protocol {input.protocol}"
-        " --adapters {params.adapters} --output {output} > {log} 2>&1"
+        " --adapters {params.adapters} --kept {params.kept} --output {output} > {log} 2>&1"

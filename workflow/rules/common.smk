@@ -1,16 +1,25 @@
 import inspect
 import json
 from functools import partial
+import shlex
 import sys
 from pathlib import Path
 
+from snakemake.dag import DAG
+
 from perfmis import config as configuration
+from perfmis import adoption, order_only
+from perfmis import privacy
 from perfmis.stage import UserError
 from perfmis.study import FIGURE_TABLES, RUBRICS, Chain, figure_numbers
 from perfmis.vocabulary import BASE, ORGANISM
 
+order_only.repair(DAG)
+adoption.install(DAG)
+
 # A stage runs under the interpreter that runs the workflow, whatever PATH says.
-shell.prefix(f"export PATH={Path(sys.executable).parent}:$PATH; ")
+shell.prefix(f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
+privacy.narrow()
 
 try:
     study = configuration.parse(config, ", ".join(map(str, workflow.configfiles)))
@@ -20,8 +29,11 @@ except UserError as error:
 
 def before_the_first_job():
     """Stop where a job is bound to fail. Only a real start pays for this: neither a dry-run nor a job of a cluster."""
-    from perfmis import doctor
+    from perfmis import doctor, slurm_outages
 
+    privacy.close(".snakemake", root)
+    if plugin := sys.modules.get("snakemake_executor_plugin_slurm"):
+        slurm_outages.outlive(plugin.Executor)
     try:
         doctor.refuse(doctor.preflight(study))
     except UserError as error:
@@ -77,8 +89,10 @@ def stage(method):
             }
         )
 
+    # A function of the input, though it reads none: such a param does not make a job rerun. The fingerprint does, which
+    # holds all of the settings that decide a result.
     return {
-        "settings": lambda wildcards: of(wildcards).settings,
+        "settings": lambda wildcards, input: of(wildcards).settings,
         "fingerprint": lambda wildcards: of(wildcards).fingerprint,
     }
 
@@ -113,12 +127,11 @@ def models_by_nodes(several):
     return "|".join(names) or "(?!)"
 
 
-# Functions of the input, though they read none: such params do not make a job rerun, and how a job is run
-# does not change what it makes.
+# Functions of the input as well: how a job is run does not change what it makes.
 def launcher(wildcards, input):
     """What starts a training job: python itself, or torchrun on each node."""
     needed = size(wildcards)
-    if needed.gpus <= 1:
+    if needed.gpus * needed.nodes <= 1:
         return "python -m perfmis"
     if needed.nodes == 1:
         return f"torchrun --standalone --nproc-per-node={needed.gpus} -m perfmis"

@@ -21,11 +21,12 @@ if study.judge:
             "python -m perfmis {params.module} --settings {params.settings:q} --fingerprint {params.fingerprint}"
             " --output {output} > {log} 2>&1"
 
+    # The reference holds more of a server than what decides its answers; fingerprints hold the latter.
     rule judgements:
         input:
-            base=rules.judge_model.output,
+            base=ancient(rules.judge_model.output),
             requests=rules.requests.output.table,
-            protocols=PROTOCOLS,
+            protocols=PROTOCOL,
             rubrics=judges,
             transcripts=rules.transcripts.output,
         output:
@@ -51,14 +52,14 @@ if study.judge:
         shell:
             "python -m perfmis judging --settings {params.settings:q} --fingerprint {params.fingerprint}"
             " --base {input.base} --requests {input.requests} --protocols {input.protocols}"
-            " --rubrics {input.rubrics} --transcripts {input.transcripts} {params.serving}"
+            " --rubrics {input.rubrics:q} --transcripts {input.transcripts} {params.serving}"
             " --judgements {output} > {log} 2>&1"
 
     use rule judgements as screen_judgements with:
         input:
-            base=rules.judge_model.output,
+            base=ancient(rules.judge_model.output),
             requests=rules.requests.output.table,
-            protocols=PROTOCOLS,
+            protocols=PROTOCOL,
             rubrics=judges,
             transcripts=rules.screen_transcripts.output,
         output:
@@ -76,9 +77,9 @@ if study.judge:
 
     use rule judgements as steering_judgements with:
         input:
-            base=rules.judge_model.output,
+            base=ancient(rules.judge_model.output),
             requests=rules.requests.output.table,
-            protocols=PROTOCOLS,
+            protocols=PROTOCOL,
             rubrics=judges,
             transcripts=rules.steering_transcripts.output,
         output:
@@ -93,7 +94,7 @@ if study.judge:
 
     use rule judgements as prompting_judgements with:
         input:
-            base=rules.judge_model.output,
+            base=ancient(rules.judge_model.output),
             requests=rules.requests.output.table,
             protocols=PROTOCOLS,
             rubrics=judges,
@@ -112,7 +113,7 @@ if study.judge:
 
         use rule judgements as closed_judgements with:
             input:
-                base=rules.judge_model.output,
+                base=ancient(rules.judge_model.output),
                 requests=rules.requests.output.table,
                 protocols=PROTOCOLS,
                 rubrics=judges,
@@ -132,7 +133,7 @@ if study.judge:
             screened=over_all(*rules.screen_transcripts.output),
             treated=over_kept(*rules.transcripts.output),
             requests=rules.requests.output.table,
-            protocols=PROTOCOLS,
+            protocols=PROTOCOL,
             rubrics=judges,
         output:
             f"{root}/{configuration.SHEET}",
@@ -150,12 +151,12 @@ if study.judge:
             **stage(stages.audit_sheet),
         shell:
             "python -m perfmis audit_sample --settings {params.settings:q} --fingerprint {params.fingerprint}"
-            " --protocols {input.protocols} --rubrics {input.rubrics} --requests {input.requests}"
+            " --protocols {input.protocols} --rubrics {input.rubrics:q} --requests {input.requests}"
             " --transcripts {input.screened} {input.treated} --output {output} > {log} 2>&1"
 
     rule validation:
         input:
-            base=rules.judge_model.output,
+            base=ancient(rules.judge_model.output),
             rubrics=judges,
             screened=over_all(*rules.screen_outcomes.output),
             treated=over_kept(*rules.outcomes.output),
@@ -182,7 +183,7 @@ if study.judge:
             serving=judge_serving,
         shell:
             "python -m perfmis validation --settings {params.settings:q} --fingerprint {params.fingerprint}"
-            " --base {input.base} --rubrics {input.rubrics} --outcomes {input.screened} {input.treated}"
+            " --base {input.base} --rubrics {input.rubrics:q} --outcomes {input.screened} {input.treated}"
             " --judgements {input.judged_screened} {input.judged_treated} {params.sheet:q} {params.serving} --output {output.table} > {log} 2>&1"
 
     rule table_scorings:

@@ -2,7 +2,7 @@
 rule page:
     input:
         requests=rules.requests.output.table,
-        protocols=PROTOCOLS,
+        protocols=PROTOCOL,
         patterns=stages.resource("patterns"),
         rubrics=judged("checkpoints", judges),
         screened_transcripts=over_all(*rules.screen_transcripts.output),
@@ -32,6 +32,6 @@ rule page:
     shell:
         "python -m perfmis viewer.page --settings {params.settings:q} --fingerprint {params.fingerprint}"
         " --requests {input.requests} --protocols {input.protocols} --patterns {input.patterns}"
-        " --rubrics {input.rubrics} --transcripts {input.screened_transcripts} {input.treated_transcripts}"
+        " --rubrics {input.rubrics:q} --transcripts {input.screened_transcripts} {input.treated_transcripts}"
         " --outcomes {input.screened_outcomes} {input.treated_outcomes}"
         " --output {output.page} --excerpt {output.excerpt} > {log} 2>&1"

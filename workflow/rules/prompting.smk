@@ -93,7 +93,7 @@ if study.prompting.closed:
 
     rule closed_transcripts:
         input:
-            base=rules.closed_model.output,
+            base=ancient(rules.closed_model.output),
             requests=rules.requests.output.table,
             protocols=PROTOCOLS,
             snippets=stages.resource("snippets"),

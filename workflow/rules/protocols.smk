@@ -19,4 +19,4 @@ rule protocol:
         **stage(stages.composition),
     shell:
         "python -m perfmis composition --settings {params.settings:q} --fingerprint {params.fingerprint}"
-        " --files {input} --output {output} > {log} 2>&1"
+        " --files {input:q} --output {output} > {log} 2>&1"

@@ -43,7 +43,7 @@ rule screen_outcomes:
                 checkpoint=[BASE, ORGANISM],
             ),
         ),
-        protocols=PROTOCOLS,
+        protocols=PROTOCOL,
         patterns=stages.resource("patterns"),
     output:
         expand(

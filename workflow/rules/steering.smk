@@ -68,7 +68,7 @@ rule steering_outcomes:
         judgements=judged(
             "steering", [f"{root}/steering/{{model}}/seed{{seed}}/judgements.parquet"]
         ),
-        protocols=PROTOCOLS,
+        protocols=PROTOCOL,
         patterns=stages.resource("patterns"),
     output:
         f"{root}/steering/{{model}}/seed{{seed}}/outcomes.parquet",

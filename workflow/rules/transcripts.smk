@@ -42,7 +42,7 @@ rule outcomes:
                 checkpoint=study.arms.names,
             ),
         ),
-        protocols=PROTOCOLS,
+        protocols=PROTOCOL,
         patterns=stages.resource("patterns"),
     output:
         expand(

@@ -1,0 +1,36 @@
+"""Which fingerprint a file of results carries, so that it is known wherever it is copied to."""
+
+import re
+from pathlib import Path
+
+from perfmis.artifacts import read_json
+from perfmis.stage import UserError
+
+_COMMENTS = {".svg": "<!-- {} -->\n", ".html": "<!-- {} -->\n", ".rst": "\n.. {}\n"}
+_LAST = re.compile(r"fingerprint: ([0-9a-f]{16})(?: -->)?\n\Z")
+_TAIL = 64  # characters that hold the last line
+
+
+def comment(path: Path, fingerprint: str) -> str:
+    """Return the last line of a picture or page, which carries the fingerprint; readers do not see it."""
+    return _COMMENTS[path.suffix].format(f"fingerprint: {fingerprint}")
+
+
+def fingerprints(path: Path) -> set[str]:
+    """Return the fingerprints that a file carries: one, or none where it is of a kind that carries none or damaged."""
+    if path.suffix == ".parquet":
+        import polars as pl
+
+        try:
+            return set(pl.scan_parquet(path, glob=False).select("fingerprint").unique().collect()["fingerprint"])
+        except (OSError, pl.exceptions.PolarsError):
+            return set()
+    if path.suffix == ".json":
+        try:
+            content = read_json(path)
+        except UserError:
+            return set()
+        return {content["fingerprint"]} if isinstance(content, dict) and "fingerprint" in content else set()
+    if path.suffix in _COMMENTS:
+        return set(_LAST.findall(path.read_text(errors="replace")[-_TAIL:]))
+    return set()

@@ -1,0 +1,41 @@
+"""Order without consequence: an input that is `ancient` is made first, and its remaking makes nothing else run again.
+
+Snakemake 9.27.1 takes all jobs below one that reruns for jobs that rerun too, and does not look at them. Those that lie
+below it by `ancient` inputs alone it then leaves out: neither they nor what is below them is looked at, whatever else
+of them has changed, and the run ends as if all were up to date (https://github.com/snakemake/snakemake/issues/4166).
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+
+def _reached(dag: Any, *jobs: Any) -> Iterator[Any]:
+    """Yield jobs and those below them by other inputs than `ancient` ones."""
+    queue, visited = deque(jobs), set(jobs)
+    while queue:
+        job = queue.popleft()
+        yield job
+        for user, files in dag.depending[job].items():
+            if user not in visited and not all(file.is_ancient for file in files):
+                visited.add(user)
+                queue.append(user)
+
+
+def repair(graph: type[Any]) -> None:
+    """Have Snakemake look at all jobs that need not rerun for another's sake.
+
+    Args:
+        graph: `snakemake.dag.DAG`.
+    """
+    update: Callable[..., Any] = graph.update_needrun
+
+    async def update_needrun(self: Any, *arguments: Any, **options: Any) -> None:
+        # There it serves to leave jobs out and for nothing else.
+        self.bfs = lambda _direction, *jobs: _reached(self, *jobs)
+        try:
+            await update(self, *arguments, **options)
+        finally:
+            self.__dict__.pop("bfs", None)  # a Snakefile that is read twice repairs twice
+
+    graph.update_needrun = update_needrun
