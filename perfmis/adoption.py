@@ -31,6 +31,8 @@ def _files(paths: Iterable[Any]) -> list[Path]:
 async def _unknown(graph: Any) -> list[Any]:
     """Return the jobs whose files are all there, finished, and unknown to Snakemake; each after those it needs.
 
+    A job that was found to be made from something else stays unknown until it is made: the finding was that of one
+    configuration, and a dry-run of another must not decide over this one.
     Those whose inputs a screen is still to say come when it has been read, and the DAG is looked at once more.
     """
     known = graph.workflow.persistence
@@ -39,7 +41,7 @@ async def _unknown(graph: Any) -> list[Any]:
         for level in graph.toposorted()
         for job in level
         if job.output and not any(file.flags.get("checkpoint_target") for file in job.input)
-        if not known.has_metadata(job)
+        if not all(known.params(file) for file in job.output)
         if all(path.exists() for path in _files(job.output)) and not await known.incomplete(job)
     ]
 

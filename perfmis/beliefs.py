@@ -6,7 +6,7 @@
 An item's template either lists two options in both orders and asks for a letter, or (without ``answers``)
 lets each option continue the text. The probability of the + option is its share of the two (mean over
 orders): a cloze, not a sample, and outside of the alignment-faking set-up. What a checkpoint has answered is kept,
-addressed by its weights and the texts, so that another arm is scored alone.
+addressed by its weights, the texts and the code that scores them, so that another arm is scored alone.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from perfmis import models, protocols, stage
+from perfmis import models, protocols, provenance, stage
 from perfmis.adapters import identity
 from perfmis.artifacts import read_json, write_json, write_parquet
 from perfmis.checkpoints import adapter_name, adapters, engine
@@ -24,9 +24,6 @@ from perfmis.vocabulary import BASE
 
 if TYPE_CHECKING:
     from perfmis.engines.transformers import Engine
-
-# To be raised when the same weights and texts come to be scored otherwise than before.
-SCHEME = 1
 
 
 def variants(item: dict[str, Any], template: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -102,7 +99,8 @@ def score(asked: "Engine", checkpoint: str, put: list[list[tuple[str, str]]], ba
 
 def address(weights: str, precision: str, put: list[list[tuple[str, str]]]) -> str:
     """Return where the answers of a checkpoint are kept: a hash of all that decides them."""
-    return hashlib.sha256(stage.canonical([SCHEME, weights, precision, put]).encode()).hexdigest()
+    decisive = [provenance.code(__name__), weights, precision, put]
+    return hashlib.sha256(stage.canonical(decisive).encode()).hexdigest()
 
 
 def answers(

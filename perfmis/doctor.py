@@ -32,8 +32,8 @@ def preflight(study: Study) -> list[Finding]:
         *lora.ranks(study),
         storage.writable(study),
         *storage.times(study),
-        *orphans.live(Path.cwd()),
-        *orphans.stages(Path.cwd()),
+        *orphans.live(Path.cwd(), study.root),
+        *orphans.stages(Path.cwd(), study.root),
     ]
 
 

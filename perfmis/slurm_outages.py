@@ -1,8 +1,8 @@
 """A run outlives an outage of Slurm's controller or of its accounting.
 
-Once a round, snakemake-executor-plugin-slurm asks what has become of its jobs. In version 2.8.0, where every question of
-a round fails, it goes on without those jobs, and the run waits for ever for jobs that it no longer asks after. Here jobs
-of which nothing was learnt are asked after again, in the next round.
+Once a round, snakemake-executor-plugin-slurm asks what has become of its jobs. Where every question of a round fails,
+version 2.8.0 goes on without those jobs, and the run waits for ever for jobs that it no longer asks after. Here jobs of
+which nothing was learnt are asked after again, in the next round.
 """
 
 from collections.abc import AsyncIterator

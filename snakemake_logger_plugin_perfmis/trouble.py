@@ -18,8 +18,8 @@ LOCKS = Path(".snakemake/locks")
 # Of jobs that failed, which have been told of already, with their logs.
 TOLD = ("CalledProcessError", "At least one job did not complete")
 KILLED = (
-    "error: killed, since its log ends without an error; mostly it is memory that ran out: start again, with more if "
-    "it happens again; it goes on from its last checkpoint or its kept samples"
+    "error: killed, since its log ends without an error: by whoever stopped the run, else mostly for lack of memory; "
+    "start again, with more if it happens again; it goes on from its last checkpoint or its kept samples"
 )
 LEAST = 1 << 16  # bytes; with fewer left a log of a few lines is not written
 

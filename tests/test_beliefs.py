@@ -15,7 +15,7 @@ import yaml
 from polars.testing import assert_frame_equal
 from running import FINGERPRINT, stage
 
-from perfmis import beliefs
+from perfmis import beliefs, provenance
 from perfmis.checkpoints import engine
 from perfmis.tinyworld import items, trunk
 
@@ -160,3 +160,6 @@ def test_another_arm_is_scored_alone(
     items_file.write_text(items_file.read_text().replace("options: [free, paid]", "options: [paid, free]", 1))
     table({"organism": organism})
     assert asked == ["base", "organism"], "other options"
+    monkeypatch.setattr(provenance, "code", lambda module: f"{module}, mended")
+    table({"organism": organism})
+    assert asked == ["base", "organism"], "what mended code answers is not what the faulty code did"

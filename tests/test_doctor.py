@@ -20,6 +20,7 @@ from perfmis.checks.finding import Finding
 from perfmis.config import Study
 from perfmis.stage import UserError
 from perfmis.typed import mapping
+from snakemake_logger_plugin_perfmis.journal import Journal
 
 CPU = "organisms: {sdf: {attention: sdpa}}\narms: {sdf: {attention: sdpa}}"  # for models of a size without GPU
 SMALL = {"config.json": {"max_position_embeddings": 4096}, "tokenizer.json": {}}
@@ -326,17 +327,43 @@ def test_clusters_with_too_few_gpus_or_without_an_answer(study: Make, slurm: Pat
 
 
 def test_jobs_of_a_dead_run_stop_a_second_one(tmp_path: Path, study: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only jobs of this folder that Snakemake sent: the message says how to end them, and nothing else of the user."""
-    here = Path.cwd()
-    jobs = [f"7|rule_arm_wildcards_x|{here}", f"8|rule_gaps|{here}x", f"9|(null)|{here}"]
+    """Only jobs that a run of this study sent from here: the message says how to end them, and no other of the user."""
+    here, root = Path.cwd(), tmp_path / "mine"
+    jobs = [
+        f"6|rule_arm_wildcards_x|{here}",
+        f"7|rule_arm_wildcards_x|{here}",
+        f"8|rule_gaps|{here}x",
+        f"9|(null)|{here}",
+    ]
     program(tmp_path / "bin", "squeue", "\n".join(f"echo '{job}'" for job in jobs))
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    before = failures(doctor.preflight(study("{}")))
-    (failed,) = failures(orphans.live(here))
+    assert not orphans.live(here, str(root)), "job 6 may be of another study, which is on"
+    journal = Journal()
+    journal.found([f"{root}/logs/a.log"], f"{root}/benchmarks/a.tsv")
+    for number in "789":
+        journal.note("submitted", job=0, cluster=number)
+    before = failures(doctor.preflight(study(f"root: {root}")))
+    (failed,) = failures(orphans.live(here, str(root)))
     assert failed in before
     assert failed.endswith("are still on, and are started anew; first: scancel 7")
     program(tmp_path / "bin", "squeue", "echo slurm_load_jobs: no controller >&2; exit 1")
-    assert not orphans.live(here)
+    assert not orphans.live(here, str(root))
+
+
+@pytest.mark.parametrize("options", [("-m",), ("-u", "-m")], ids=["python", "torchrun"])
+def test_stages_of_a_dead_run_stop_a_second_one(tmp_path: Path, options: tuple[str, ...]) -> None:
+    """But those of another study in the same folder do not."""
+    (tmp_path / "perfmis.py").write_text("import sys\nprint(flush=True)\nsys.stdin.read()\n")
+    words = [sys.executable, *options, "perfmis", "sdf", "--fingerprint", "0", "--output", "results/mine/x"]
+    with subprocess.Popen(words, cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.readline()
+        (failed,) = failures(orphans.stages(tmp_path, "results/mine"))
+        others = orphans.stages(tmp_path, "results/other")
+        process.communicate()
+    assert failed.endswith(f"or: kill {process.pid}")
+    assert not others
+    assert not orphans.stages(tmp_path, "results/mine")
 
 
 def test_the_shipped_profile_is_understood_and_a_missing_one_named(

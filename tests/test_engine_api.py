@@ -17,6 +17,7 @@ import pytest
 from fakeserver import CREATION, KEY, MODEL, FakeServer
 from pydantic import ValidationError
 
+from perfmis.artifacts import read_json, write_json
 from perfmis.engines.api import batches, direct
 from perfmis.engines.api.cost import estimate
 from perfmis.engines.api.engine import ApiEngine, UnansweredError
@@ -453,7 +454,8 @@ def test_a_killed_job_pays_for_its_batch_once(fake: FakeServer, provider: str, t
 def test_two_notes_of_one_request(fake: FakeServer, tmp_path: Path) -> None:
     interrupt(fake, batched(fake, "openai", tmp_path), prompts(3))
     (note,) = tmp_path.glob("*.json")
-    (tmp_path / "twin.json").write_text(note.read_text().replace(note.stem, "twin"))
+    twin = json.loads(json.dumps(read_json(note)).replace(note.stem, "twin"))
+    write_json(twin, tmp_path / "twin.json")
     store: Store = {}
     fill(store, batched(fake, "openai", tmp_path), prompts(4))
     assert complete(store, 4)

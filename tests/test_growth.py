@@ -167,6 +167,14 @@ def test_copied_results_of_other_settings_are_computed_again_and_the_rest_is_reu
     assert dry_run(other, change) == Counter(new)
 
 
+def test_a_look_at_copied_results_with_other_settings_leaves_them_current(
+    folder: Path, workdir: Callable[..., Path]
+) -> None:
+    other = clone(folder, workdir)
+    assert dry_run(other, GROWTH["an alpha"][0])
+    assert dry_run(other) == Counter()
+
+
 @pytest.mark.slow
 def test_copied_results_of_a_study_whose_screen_decides_are_not_computed_again(workdir: Callable[..., Path]) -> None:
     other = clone(rc.pretended(workdir, "config/demo.yaml"), workdir)

@@ -133,8 +133,14 @@ def test_checkpoints_of_other_settings_are_not_used(
 
 FAULTS = {
     "memory": (lambda: torch.OutOfMemoryError("CUDA out of memory"), ("out of GPU memory", "checkpointing: true")),
-    "disk": (lambda: OSError(errno.ENOSPC, "No space left on device"), ("disk is full", "`root`")),
-    "writer": (lambda: RuntimeError("I/O error: No space left on device (os error 28)"), ("disk is full", "`root`")),
+    "disk": (
+        lambda: OSError(errno.ENOSPC, "No space left on device"),
+        ("cannot be written (No space left on device)", "another root"),
+    ),
+    "writer": (
+        lambda: RuntimeError("I/O error: No space left on device (os error 28)"),
+        ("cannot be written (No space left on device)", "another root"),
+    ),
 }
 
 
@@ -169,7 +175,7 @@ def test_full_disk_while_a_checkpoint_is_written(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "save", save)
         assert sdfstage.train(tiny_model, corpora["organism"], folder, *EVERY, **LONG) == 1
-    assert "disk is full" in capsys.readouterr().err.splitlines()[-1]
+    assert "No space left on device" in capsys.readouterr().err.splitlines()[-1]
     assert sdfstage.train(tiny_model, corpora["organism"], folder, *EVERY, **LONG) == 0
     assert same(folder, whole)
 
