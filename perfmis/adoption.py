@@ -10,6 +10,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def _files(paths: Iterable[Any]) -> list[Path]:
     return [Path(str(path)) for path in paths]
 
 
-async def _unknown(graph: Any) -> list[Any]:
+async def _unknown(graph: Any, told: set[Path]) -> list[Any]:
     """Return the jobs whose files are all there, finished, and unknown to Snakemake; each after those it needs.
 
     A job that was found to be made from something else stays unknown until it is made: the finding was that of one
@@ -41,28 +42,30 @@ async def _unknown(graph: Any) -> list[Any]:
         for level in graph.toposorted()
         for job in level
         if job.output and not any(file.flags.get("checkpoint_target") for file in job.input)
-        if not all(known.params(file) for file in job.output)
+        if not all(known.params(file) for file in job.output) and told.isdisjoint(_files(job.output))
         if all(path.exists() for path in _files(job.output)) and not await known.incomplete(job)
     ]
 
 
-async def adopt(graph: Any) -> Counter[bool]:
+async def adopt(graph: Any, told: set[Path]) -> Counter[bool]:
     """Tell Snakemake of jobs whose files are there though it knows nothing of them.
 
     Args:
         graph: The DAG (`snakemake.dag.DAG`).
+        told: Files that it has been told of in this run; those of further jobs are added.
 
     Returns:
         How many jobs were made from what this study is made from (True), and from something else (False).
     """
     counts: Counter[bool] = Counter()
-    if not (jobs := await _unknown(graph)):
+    if not (jobs := await _unknown(graph, told)):
         return counts
     known = graph.workflow.persistence
     graph.update_jobids()  # a record holds the command, and a command may hold the number of its job
     for job in jobs:
         same = carries(_files(job.output)) == {job.params.fingerprint}
         counts[same] += 1
+        told.update(_files(job.output))
         await known.finished(job)
         if same:
             made = [*job.output, *filter(None, [job.benchmark])]  # all of whose times Snakemake looks at
@@ -82,7 +85,8 @@ def _in_order(inputs: list[Path], outputs: list[Path]) -> None:
     newest = max((path.stat().st_mtime_ns for path in inputs if path.exists()), default=0)
     for path in outputs:
         if path.exists() and path.stat().st_mtime_ns < newest:
-            os.utime(path, ns=(newest, newest))
+            with suppress(PermissionError):  # another's results, linked to: these are made again
+                os.utime(path, ns=(newest, newest))
 
 
 def install(graph: type[Any]) -> None:
@@ -92,9 +96,10 @@ def install(graph: type[Any]) -> None:
         graph: `snakemake.dag.DAG`.
     """
     update: Callable[..., Any] = graph.update_needrun
+    told: set[Path] = set()
 
     async def update_needrun(self: Any, *arguments: Any, **options: Any) -> None:
-        if self.workflow.is_main_process and (counts := await adopt(self)):
+        if self.workflow.is_main_process and (counts := await adopt(self, told)):
             print(f"Results that were made elsewhere: {counts[True]} jobs are those of this study and are reused, "
                   f"{counts[False]} are not and are made again.", file=sys.stderr)  # fmt: skip
         await update(self, *arguments, **options)

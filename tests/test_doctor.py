@@ -366,6 +366,27 @@ def test_stages_of_a_dead_run_stop_a_second_one(tmp_path: Path, options: tuple[s
     assert not orphans.stages(tmp_path, "results/mine")
 
 
+def test_files_that_vanish_while_times_are_read_are_no_matter(
+    tmp_path: Path, study: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as checkpoints of another study below the same root."""
+    root = tmp_path / "mine"
+    (root / "gone").mkdir(parents=True)
+    (root / "gone.json").symlink_to("nowhere")
+    (root / "ahead").touch()
+    os.utime(root / "ahead", (2**33, 2**33))
+    scan = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if str(path).endswith("/gone"):
+            raise FileNotFoundError(path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    (failed,) = failures(storage.times(study(f"root: {root}")))
+    assert f"{root}/ahead has a time in the future" in failed
+
+
 def test_the_shipped_profile_is_understood_and_a_missing_one_named(
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

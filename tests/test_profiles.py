@@ -123,6 +123,7 @@ def test_training_over_several_nodes_is_refused(folder: Path) -> None:
         ("echo name FailureTarget Failed", "failed"),
         ("true", "failed"),  # somebody deleted it
         ("exit 1", "running"),  # the controller is away
+        ("echo 'Error from server (Forbidden): jobs.batch is forbidden' >&2; exit 1", "failed"),
     ],
 )
 def test_what_became_of_a_job(folder: Path, answer: str, status: str) -> None:
