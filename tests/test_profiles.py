@@ -41,6 +41,7 @@ if verb == "create":
     (state / (name + ".pid")).write_text(str(process.pid))
     print("job.batch/" + name)
 elif verb == "get":
+    (state / (names[0] + ".asked")).touch()
     ended = state / (names[0] + ".ended")
     print(names[0], ended.read_text().strip() if ended.exists() else "")
 elif verb == "delete":
@@ -166,7 +167,7 @@ def test_a_failed_job_is_sent_again_and_a_stopped_run_deletes_its_jobs(folder: P
     words = [sys.executable, "-m", "snakemake", "--profile", PROFILE, "--seconds-between-status-checks", "1"]
     run = subprocess.Popen(words, cwd=folder, env=environment(folder), stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + 120
-    while not (folder / "state/perfmis-second-2.json").exists() and run.poll() is None and time.monotonic() < until:
+    while not (folder / "state/perfmis-second-2.asked").exists() and run.poll() is None and time.monotonic() < until:
         time.sleep(0.1)
     run.send_signal(signal.SIGINT)
     _, said = run.communicate(timeout=60)
@@ -175,4 +176,8 @@ def test_a_failed_job_is_sent_again_and_a_stopped_run_deletes_its_jobs(folder: P
     }
     assert gpus == {"perfmis-first-0": "2", "perfmis-first-1": "2", "perfmis-second-2": None}, said
     last = int((folder / "state/perfmis-second-2.pid").read_text())
-    assert not psutil.pid_exists(last) or psutil.Process(last).status() == psutil.STATUS_ZOMBIE
+    until = time.monotonic() + 30  # snakemake asks for the deletion, and does not wait for it
+    while alive := psutil.pid_exists(last) and psutil.Process(last).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    assert not alive

@@ -467,7 +467,7 @@ def tell(study: Study, fault: str, name: str, said: str, lost: str, again: "Coun
     said = re.sub(r"process \d+ on [^\s;]+", "process N on HOST", said)
     said = re.sub(r"kill [\d ]+", "kill N", said)
     said = re.sub(r"[0-9a-f]{16}", "HASH", said)
-    rerun = ", ".join(f"`{rule}`" for rule in again) or "nothing"
+    rerun = ", ".join(f"`{rule}`" for rule in sorted(again)) or "nothing"
     faults.record(fault, name, said, lost, rerun)
 
 
