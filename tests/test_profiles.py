@@ -18,8 +18,8 @@ from typing import Any
 
 import psutil
 import pytest
+from asked import asked, with_gpus
 from running import environment
-from test_slurm import asked, with_gpus
 
 PLUGIN = "snakemake_executor_plugin_cluster_generic"
 PROFILE = "profiles/kubernetes"
@@ -177,7 +177,6 @@ def test_a_failed_job_is_sent_again_and_a_stopped_run_deletes_its_jobs(folder: P
     assert gpus == {"perfmis-first-0": "2", "perfmis-first-1": "2", "perfmis-second-2": None}, said
     last = int((folder / "state/perfmis-second-2.pid").read_text())
     until = time.monotonic() + 30  # snakemake asks for the deletion, and does not wait for it
-    while alive := psutil.pid_exists(last) and psutil.Process(last).status() != psutil.STATUS_ZOMBIE:
+    while psutil.pid_exists(last) and psutil.Process(last).status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < until
         time.sleep(0.1)
-    assert not alive

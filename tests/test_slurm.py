@@ -19,9 +19,10 @@ import cluster as slurm
 import faults
 import polars as pl
 import pytest
+from asked import asked, with_gpus
 from cluster import HERE, STUDY
 from polars.testing import assert_frame_equal
-from running import command, snakemake
+from running import command
 
 from perfmis.artifacts import read_json
 
@@ -275,32 +276,6 @@ def test_cluster_with_accounting_is_asked_by_sacct(cluster: Path, make: Make, lo
     assert {account for account, _, _ in told} == {"study"}
     assert [state for _, state, comment in told if "organism_wildcards_both" in comment] == ["FAILED", "COMPLETED"]
     assert_same_adapter(folder, local)
-
-
-JUDGED = """
-judge: {api: {provider: openai, model: judge-1}}
-prompting: {closed: {closed-1: {provider: anthropic, model: claude-1}}}
-"""
-
-
-def asked(folder: Path, profile: str, *options: str) -> dict[str, list[dict[str, str]]]:
-    """Return what each job of the preprint's study, with a judge and a closed model, asks for; by rule."""
-    (folder / "judged.yaml").write_text(JUDGED)
-    files = ("--configfile", "config/config.yaml", "judged.yaml")
-    said = snakemake(folder, "--profile", profile, "-n", *files, *options)
-    assert said.returncode == 0, said.stderr[-4000:]
-    found: dict[str, list[dict[str, str]]] = {}
-    for block in re.split(r"\n(?=(?:local)?(?:rule|checkpoint) )", said.stdout + said.stderr):
-        head = re.match(r"(?:local)?(?:rule|checkpoint) (\S+):\n", block)
-        line = re.search(r"^    resources: (.*)$", block, re.MULTILINE)
-        if head and line and head[1] != "all":
-            resources = dict(item.split("=", 1) for item in line[1].split(", ") if "=" in item)
-            found.setdefault(head[1], []).append(resources)
-    return found
-
-
-def with_gpus(resources: dict[str, str]) -> bool:
-    return resources.get("gpu", "0") != "0" or "--gpus-per-node" in resources.get("slurm_extra", "")
 
 
 @pytest.fixture(scope="module")
