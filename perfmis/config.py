@@ -9,13 +9,14 @@ any job starts, in one line that names file, key and fix.
 
 import argparse
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, Field, StringConstraints, ValidationError, model_validator
 
-from perfmis import privacy, protocol_files
+from perfmis import protocol_files
+from perfmis.checks import credentials
 from perfmis.engines.api.server import Server
 from perfmis.stage import UserError
 from perfmis.typed import Section, mapping
@@ -36,8 +37,6 @@ Protocol = Annotated[str, StringConstraints(pattern=_PROTOCOL)]
 Judged = Literal["checkpoints", "steering", "prompting"]
 Sha256 = Annotated[str, StringConstraints(pattern=_SHA256)]
 Revision = Annotated[str, StringConstraints(pattern=_REVISION)]
-USER = re.compile(r"://[^/?#\s]*@")
-IN_ENVIRONMENT = "keep it in an environment variable, and name that as a server's `key`"
 
 
 def _not_here(name: str) -> str:
@@ -595,7 +594,7 @@ class Study(Section):
             for round_, sdf in (("organisms", self.organisms.sdf), ("arms", self.arms.sdf)):
                 _can_train(f"{round_}.sdf", sdf, model.size, size)
         for key, server in self.servers.items():
-            _keeps_secrets(key, server)
+            credentials.in_environment(key, server)
         if self.judge is None and self.evaluation.compliance != "tag":
             raise ValueError(f"evaluation.compliance: {self.evaluation.compliance} needs the section `judge`")
         if self.judge and self.evaluation.compliance != "tag" and set(self.judge.samples) != set(get_args(Judged)):
@@ -622,20 +621,6 @@ class Study(Section):
         """The servers that are asked, by their keys."""
         closed = {f"prompting.closed.{name}": server for name, server in self.prompting.closed.items()}
         return closed | ({"judge.api": self.judge.api} if self.judge and self.judge.api else {})
-
-
-def _keeps_secrets(key: str, server: Server) -> None:
-    """Refuse a server whose credentials would be written down; none is repeated here."""
-    if not (server.variable.isidentifier() and privacy.CREDENTIAL.search(server.variable)):
-        raise ValueError(
-            f"{key}.key: name an environment variable that ends in KEY, TOKEN, SECRET or PASSWORD; what such variables "
-            "hold is kept out of logs"
-        )
-    if server.base_url and not server.base_url.startswith(("https://", "http://")):
-        raise ValueError(f"{key}.base_url: no address; begin it with https:// or http://")
-    for option, value in _strings(server.options, f"{key}.options"):
-        if privacy.CREDENTIAL.search(option) or "authorization" in option.lower():
-            raise ValueError(f"{option}: looks like a credential ({len(value)} characters); {IN_ENVIRONMENT}")
 
 
 def _can_train(key: str, sdf: Sdf, name: str, size: Size) -> None:
@@ -677,36 +662,6 @@ def load(paths: Sequence[str | Path]) -> Study:
     return parse(content, str(paths[-1]))
 
 
-def _strings(content: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the texts of parsed YAML, names included, each with its key."""
-    if isinstance(content, str):
-        yield key, content
-    elif isinstance(content, dict):
-        for name, value in content.items():
-            yield from _strings(str(name), key or "a key")
-            yield from _strings(value, f"{key}.{name}".removeprefix("."))
-    elif isinstance(content, list):
-        for value in content:
-            yield from _strings(value, key)
-
-
-def _refuse_credentials(content: Any, name: str) -> None:
-    """Refuse a configuration with a credential, which every job's settings would repeat; without repeating it.
-
-    Raises:
-        UserError: There is one.
-    """
-    hidden = privacy.credentials()
-    for key, text in _strings(content):
-        if any(value in text for value in hidden):
-            said = f"{privacy.redacted(key)}: holds a credential that stands in the environment"
-        elif USER.search(text):
-            said = f"{key}: an address with a user or password"
-        else:
-            continue
-        raise UserError(f"{name}: {said}; {IN_ENVIRONMENT}")
-
-
 def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     both = {key: _merged(old[key], new[key]) for key in old.keys() & new.keys()
             if isinstance(old[key], dict) and isinstance(new[key], dict)}  # fmt: skip
@@ -715,7 +670,7 @@ def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 
 def parse(content: dict[str, Any], name: str) -> Study:
     """Return the study that parsed YAML describes; ``name`` stands in errors."""
-    _refuse_credentials(content, name)
+    credentials.refuse(content, name)
     try:
         return Study.model_validate(content)
     except ValidationError as error:
