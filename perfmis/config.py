@@ -8,6 +8,7 @@ any job starts, in one line that names file, key and fix.
 """
 
 import argparse
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -440,13 +441,31 @@ class Size(Section):
     pipeline: int = Field(1, ge=1, description="Groups of layers in serving; a group's GPUs share each layer.")
     threads: int = Field(1, ge=1)
     memory_gb: int = Field(4, ge=1, description="Host memory of a node.")
-    train_hours: float = Field(1, gt=0)
-    generate_hours: float = Field(1, gt=0)
+    train_hours: float = Field(1, gt=0, description="Time limit of a training job; whole minutes, rounded up.")
+    generate_hours: float = Field(1, gt=0, description="Time limit of any other job of a model, likewise.")
     checkpointing: bool = Field(False, description="Recompute activations in training: slower, needs less memory.")
     save_steps: int = Field(50, ge=1, description="Optimizer steps between checkpoints of a training job.")
     parameters: float = Field(0.0002, gt=0, description="Billions, for `python -m perfmis plan`.")
     layers: int = Field(4, ge=1, description="Blocks, likewise.")
     hidden: int = Field(64, ge=1, description="Width of the residual stream, likewise.")
+
+    @property
+    def train_minutes(self) -> int:
+        """Time limit of a training job."""
+        return whole_minutes(self.train_hours)
+
+    @property
+    def generate_minutes(self) -> int:
+        """Time limit of any other job of a model."""
+        return whole_minutes(self.generate_hours)
+
+
+def whole_minutes(hours: float) -> int:
+    """Return a time limit in minutes, rounded up: at least one, since none at all is a partition's longest to Slurm.
+
+    A millionth of a minute more is a matter of binary fractions (1.1 hours are 66.00000000000001 minutes).
+    """
+    return max(1, math.ceil(round(hours * 60, 6)))
 
 
 class TinyWorld(Section):

@@ -11,9 +11,12 @@ prompting: {closed: {closed-1: {provider: anthropic, model: claude-1}}}
 """
 
 
-def asked(folder: Path, profile: str, *options: str) -> dict[str, list[dict[str, str]]]:
-    """Return what each job of the preprint's study, with a judge and a closed model, asks for; by rule."""
-    (folder / "judged.yaml").write_text(JUDGED)
+def asked(folder: Path, profile: str, *options: str, study: str = JUDGED) -> dict[str, list[dict[str, str]]]:
+    """Return what each job of the preprint's study, with a judge and a closed model, asks for; by rule.
+
+    ``study`` has the keys that differ from the preprint's.
+    """
+    (folder / "judged.yaml").write_text(study)
     files = ("--configfile", "config/config.yaml", "judged.yaml")
     said = snakemake(folder, "--profile", profile, "-n", *files, *options)
     assert said.returncode == 0, said.stderr[-4000:]

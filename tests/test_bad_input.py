@@ -58,6 +58,8 @@ CONFIGURATIONS: dict[str, tuple[str, ...]] = {
     "evaluation: {engine: transformers, quantization: fp8}": ("evaluation.quantization", "needs engine: vllm"),
     "evaluation: {compliance: judge}": ("evaluation.compliance", "needs the section `judge`"),
     "statistics: {confidence: 95}": ("statistics.confidence", "less than 1"),
+    "sizes: {70b: {gpus: 8, train_hours: .inf}}": ("sizes.70b.train_hours", "a finite number"),
+    FREE + "steering: {alphas: [0.0, .nan, 1.0]}": ("steering.alphas", "a finite number"),
     "sizes: {70b: {gpus: 8, pipeline: 3}}": ("sizes.70b.pipeline", "does not divide its 8 GPUs"),
     "corpora: {A1+: {source: hub, location: a/b, revision: main}}": ("corpora.A1+.revision", "40 digits of a commit"),
     f"corpora: {{A1+: {{source: hub, location: a/b/c, revision: {COMMIT}}}}}": (

@@ -184,7 +184,7 @@ def judge_memory_mb(wildcards):
 
 def judge_minutes(wildcards):
     """A server's batches may take a day."""
-    return 2880 if study.judge.api else round(judge_size(wildcards).generate_hours * 60)
+    return 2880 if study.judge.api else judge_size(wildcards).generate_minutes
 
 
 def first_seed(wildcards):
@@ -215,11 +215,11 @@ def memory_mb(wildcards):
 
 
 def train_minutes(wildcards):
-    return round(size(wildcards).train_hours * 60)
+    return size(wildcards).train_minutes
 
 
 def generate_minutes(wildcards):
-    return round(size(wildcards).generate_hours * 60)
+    return size(wildcards).generate_minutes
 
 
 def kept(wildcards):

@@ -19,7 +19,7 @@ rule corpus:
     resources:
         gpu=lambda w: writer(w).gpus,
         mem_mb=lambda w: writer(w).memory_gb * 1000,
-        runtime=lambda w: round(writer(w).generate_hours * 60),
+        runtime=lambda w: writer(w).generate_minutes,
     params:
         **stage(stages.corpus),
     shell:
