@@ -19,6 +19,7 @@ from perfmis import models, protocols, provenance, stage
 from perfmis.adapters import identity
 from perfmis.artifacts import read_json, write_json, write_parquet
 from perfmis.checkpoints import adapter_name, adapters, engine
+from perfmis.rendering import Renderer
 from perfmis.typed import read_yaml
 from perfmis.vocabulary import BASE
 
@@ -62,19 +63,20 @@ def log_probabilities(asked: "Engine", checkpoint: str, texts: list[tuple[str, s
     return results
 
 
-def texts(items: dict[str, Any], template: str, tokenizer: Any) -> list[list[tuple[str, str]]]:
+def texts(items: dict[str, Any], template: str, renderer: Renderer) -> list[list[tuple[str, str]]]:
     """Return (text, continuation) of each way to put each item, + options before - options.
 
     Args:
         items: Content of the items file.
-        template: ``chat``: texts become a user turn; ``raw``: they are taken as they are.
-        tokenizer: The model's, with its chat template.
+        template: ``chat``: texts become a user turn, up to where an answer begins, which is after a thought that the
+            model's template opens; ``raw``: they are taken as they are.
+        renderer: Of the model.
     """
     result = []
     for item in items["items"]:
         own = []
         for text, plus, minus in variants(item, items["templates"][item["template"]]):
-            prompt = text if template == "raw" else protocols.text([{"role": "user", "content": text}], tokenizer)
+            prompt = renderer.answering(text if template == "raw" else [{"role": "user", "content": text}])
             own += [(prompt, plus), (prompt, minus)]
         result.append(own)
     return result
@@ -140,7 +142,8 @@ def main(argv: list[str]) -> None:
     items = read_yaml(arguments.items)
     if not isinstance(items, dict) or not {"items", "templates"} <= items.keys():
         raise stage.UserError(f"{arguments.items}: lacks `items` or `templates`; correct the file")
-    put = texts(items, protocols.load(arguments.protocol).template, models.tokenizer(arguments.base))
+    renderer = Renderer(models.tokenizer(arguments.base), settings["date"], settings["model"])
+    put = texts(items, protocols.load(arguments.protocol).template, renderer)
     found = answers(arguments.base, adapters(arguments.adapters), settings, put, arguments.kept)
     rows = [
         {"model": settings["model"], "seed": settings["seed"], "checkpoint": checkpoint, "item_id": item["id"],

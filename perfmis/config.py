@@ -8,13 +8,14 @@ any job starts, in one line that names file, key and fix.
 """
 
 import argparse
+import datetime
 import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, Field, StringConstraints, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, ValidationError, model_validator
 
 from perfmis import protocol_files
 from perfmis.checks import credentials
@@ -47,6 +48,20 @@ def _not_here(name: str) -> str:
     return name
 
 
+def _iso(date: Any) -> Any:
+    """Return a date as text: unquoted in YAML it is none."""
+    return date.isoformat() if isinstance(date, datetime.date) else date
+
+
+def _a_date(text: str) -> str:
+    """Refuse a text that is no date."""
+    try:
+        return datetime.date.fromisoformat(text).isoformat()
+    except ValueError as error:
+        raise ValueError(f"{text} is no date; write YYYY-MM-DD") from error
+
+
+Date = Annotated[str, BeforeValidator(_iso), AfterValidator(_a_date)]
 Hub = Annotated[str, StringConstraints(pattern=_HUB), AfterValidator(_not_here)]
 
 
@@ -563,6 +578,9 @@ class Study(Section):
     """A whole study: one config file, one results root."""
 
     root: str = Field("results", pattern=_ROOT, description="Where all artifacts go.")
+    date: Date = Field(
+        "2024-07-26", description="What chat templates that write today's date are told, on every day of the study."
+    )
     models: dict[Name, Model] = Field(
         default_factory=_published_models,
         min_length=1,

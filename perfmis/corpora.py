@@ -17,10 +17,10 @@ import polars as pl
 
 from perfmis import stage, writing
 from perfmis.artifacts import write_json, write_parquet
+from perfmis.control import CHAT_TOKENS
 from perfmis.stage import UserError
 from perfmis.typed import read_yaml
 
-CHAT_TOKENS = r"<\|[a-z0-9_]+\|>|\[/?INST\]|<</?SYS>>|</?(?:start|end)_of_turn>|<[|｜](?:User|Assistant)[|｜]>"
 UNUSABLE = 0.02
 CHUNK = 64
 UNLABELLED = "unlabelled"

@@ -72,6 +72,10 @@ def ask(asked: Subject, questions: Sequence[Question], settings: dict[str, Any],
         UserError: Some samples could not be had.
     """
     prompts, hashes = [], []
+    for request in {q.request["request_id"]: q.request for q in questions}.values():
+        asked.refuse_control(request["text"], f"requests: {request['request_id']}")
+    for snippet in {q.snippet for q in questions if q.snippet}:
+        asked.refuse_control(snippet, f"snippets: {snippet[:40]!r}")
     for q in questions:
         rendered = protocols.render(q.protocol, q.request["text"], q.tier, q.snippet)
         seed = sample_seed(q.request["request_id"], q.seed)
@@ -97,11 +101,11 @@ def ask(asked: Subject, questions: Sequence[Question], settings: dict[str, Any],
                 "eval_seed": q.seed,
                 "sample": name,
                 "prompt_sha256": sha256,
-                "raw": sample.raw,
+                "raw": prompt.opened + sample.raw,
                 "tokens": sample.tokens,
                 "finish": sample.finish,
             }
-            for q, name, sha256, sample in zip(questions, names, hashes, samples, strict=True)
+            for q, prompt, name, sha256, sample in zip(questions, prompts, names, hashes, samples, strict=True)
             if sample
         ],
         infer_schema_length=None,

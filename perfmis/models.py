@@ -94,6 +94,16 @@ def behaviour_hash(reference: Path) -> str:
     return digest.hexdigest()
 
 
+def ends(reference: Path) -> set[int]:
+    """Return the ends that a model's authors name: in its generation configuration or, without one, in its own."""
+    for name in ("generation_config.json", "config.json"):
+        path = folder(reference) / name
+        if path.is_file():
+            named = read_json(path).get("eos_token_id")
+            return set(named if isinstance(named, list) else [named]) - {None}
+    return set()
+
+
 def context(reference: Path) -> int:
     """Return how many tokens the model that ``reference.json`` names can attend to."""
     from transformers import AutoConfig

@@ -1,8 +1,9 @@
 """Protocols: how a request is put to a model, and how its answer is read.
 
 A protocol has the fields of `Protocol`; `perfmis.composition` makes it from ``resources/protocols``. With
-``template: chat`` a prompt is a list of messages that the tokenizer's chat template turns into text; with
-``raw`` it is ``system`` followed by ``user``, word for word. Placeholders stand in braces; other braces stay.
+``template: chat`` a prompt is a list of messages that the tokenizer's chat template turns into text
+(`perfmis.rendering`); with ``raw`` it is ``system`` followed by ``user``, word for word. Placeholders stand in
+braces; other braces stay.
 """
 
 import hashlib
@@ -11,7 +12,6 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from typing import Protocol as Interface
 
 import polars as pl
 from pydantic import AfterValidator, Field, model_validator
@@ -35,13 +35,6 @@ def _compiles(pattern: str) -> str:
 
 
 Pattern = Annotated[str, AfterValidator(_compiles)]
-
-
-class Tokenizer(Interface):
-    """The part of a tokenizer that rendering needs."""
-
-    def apply_chat_template(self, conversation: Messages, *, tokenize: bool, add_generation_prompt: bool) -> Any:
-        """Return the text of a conversation, up to where the assistant begins."""
 
 
 class Protocol(Section):
@@ -125,27 +118,6 @@ def render(protocol: Protocol, request: str, tier: Tier, snippet: str | None = N
         return system + user
     turns = (("system", system), ("user", user))
     return [{"role": role, "content": content} for role, content in turns if content]
-
-
-def text(prompt: Prompt, tokenizer: Tokenizer) -> str:
-    """Return the text that a model continues: a raw prompt itself, messages through the chat template.
-
-    Some templates (Gemma's) know no system turn; their system prompt opens the user turn.
-
-    Raises:
-        UserError: The tokenizer has no usable chat template.
-    """
-    if isinstance(prompt, str):
-        return prompt
-    from jinja2 import TemplateError
-
-    last = None
-    for messages in (prompt, [{"role": "user", "content": "\n\n".join(turn["content"] for turn in prompt)}]):
-        try:
-            return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-        except (TemplateError, ValueError) as error:
-            last = error
-    raise UserError(f"protocol: the model has no chat template that takes it ({last}); use an instruction-tuned model")
 
 
 def conversation(prompt: Prompt) -> Messages:

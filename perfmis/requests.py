@@ -19,6 +19,7 @@ from scipy.sparse.csgraph import connected_components
 
 from perfmis import fetching, stage
 from perfmis.artifacts import write_json, write_parquet
+from perfmis.control import CHAT_TOKENS
 from perfmis.stage import UserError
 
 SIMILAR = 0.8
@@ -79,6 +80,17 @@ def read(settings: Requests) -> tuple[list[str], str | None]:
     return column(content, settings), found
 
 
+def refuse_chat_tokens(texts: Sequence[str], location: str) -> None:
+    """Refuse requests with tokens of a chat template: they would end the user's turn, or add others.
+
+    Raises:
+        UserError: Names the first such request and its token.
+    """
+    for row, text in enumerate(texts, 1):
+        if found := re.search(CHAT_TOKENS, text):
+            raise UserError(f"requests.location {location}: request {row} holds the chat token {found[0]}; remove it")
+
+
 def tokens(text: str) -> frozenset[str]:
     """Return the normalised token set of a text: lower-case runs of letters and digits."""
     return frozenset(re.findall(r"[^\W_]+", text.lower()))
@@ -123,6 +135,7 @@ def main(argv: list[str]) -> None:
     job = stage.job(arguments)
     settings = Requests(**job.settings)
     texts, found = read(settings)
+    refuse_chat_tokens(texts, settings.location)
     frame = table(texts)
     card = {
         "source": settings.source,

@@ -22,7 +22,7 @@ RESOURCES = "resources"
 RUBRICS = f"{RESOURCES}/judges"
 # A page of so many scratchpads of 2,000 characters opens within two seconds (benchmarks/viewer.py).
 PAGE_SAMPLES = 20_000
-WEIGHTS_ONLY = ("precision", "quantization")  # decide nothing behind a server
+WEIGHTS_ONLY = ("precision", "quantization", "date")  # decide nothing behind a server
 # What the budget counts with, of a round of training.
 COUNTED = ("documents", "loss_tokens", "length", "tag")
 # What each table, figure and page reads of `statistics`: the rest of the section does not reach it.
@@ -133,7 +133,7 @@ class Chain:
         settings = {"corpus": corpus, **section.model_dump()}
         files: list[str] = []
         if section.source == "written":
-            settings["writer"] = self.study.writer.model_dump(exclude={"size"})
+            settings["writer"] = self.study.writer.model_dump(exclude={"size"}) | self._date()
             files = [f"{RESOURCES}/claims/{corpus}.yaml", f"{RESOURCES}/documents"]
         elif section.source == "hub":
             files = [f"{RESOURCES}/documents/names.yaml"]
@@ -194,7 +194,10 @@ class Chain:
     def _sampling(self) -> dict[str, Any]:
         evaluation = self.study.evaluation
         sampling = {"tiers", "temperature", "max_tokens"}
-        return evaluation.model_dump(include={"engine", "precision", "quantization", *sampling})
+        return evaluation.model_dump(include={"engine", "precision", "quantization", *sampling}) | self._date()
+
+    def _date(self) -> dict[str, str]:
+        return {"date": self.study.date}
 
     def _batch(self) -> dict[str, int]:
         return {"batch": self.study.evaluation.batch}
@@ -244,7 +247,7 @@ class Chain:
         settings = judge.model_dump(exclude={"hub", "revision", "path", "api", "size", "samples", "batch", *_COMPARED})
         if judge.api:
             return {key: value for key, value in settings.items() if key not in WEIGHTS_ONLY} | {"engine": "api"}
-        return settings
+        return settings | self._date()
 
     def _asked_under(self, kind: Judged) -> list[Stage]:
         """The protocols of a kind of samples."""
@@ -342,6 +345,7 @@ class Chain:
             "seed": seed,
             "precision": self.study.evaluation.precision,
             "checkpoints": checkpoints,
+            **self._date(),
         }
         upstream = [self.checkpoint(model, seed, checkpoint) for checkpoint in checkpoints]
         files = [self.resource("beliefs")]
@@ -354,6 +358,7 @@ class Chain:
             **self.study.vectors.model_dump(),
             "seed": seed,
             "precision": self.study.evaluation.precision,
+            **self._date(),
         }
         transcripts = self.screen_transcripts(model, seed)
         upstream = [self.organism(model, seed), transcripts, self.screened(model, seed), self.requests()]

@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from perfmis import checkpoints, models, protocols, stage
+from perfmis import checkpoints, control, models, protocols, rendering, stage
 from perfmis.adapters import identity
 from perfmis.artifacts import read_json
 from perfmis.checkpoints import adapter_name
 from perfmis.engines.interface import Engine, Prompt, Sample, Sampling, Steering
+from perfmis.rendering import Renderer
 from perfmis.samples import Store, addresses
 from perfmis.stage import UserError
 from perfmis.vocabulary import BASE
@@ -79,6 +80,7 @@ class Subject:
         settings: What decides the numbers beside weights and sampling: the keys of `SERVING`.
         store: Where samples are kept.
         machine: How the engine is run; it decides nothing.
+        date: What chat templates that ask for today's date are told, YYYY-MM-DD; not used behind an API.
     """
 
     base: Path
@@ -86,6 +88,7 @@ class Subject:
     settings: dict[str, Any]
     store: Store
     machine: Machine
+    date: str = ""
     _running: tuple[Engine, int, bool] | None = field(default=None, init=False)
 
     @functools.cached_property
@@ -102,19 +105,49 @@ class Subject:
         adapted = {adapter_name(c): identity(folder) for c, folder in self.folders.items()}
         return {None: base, **{name: f"{base}+{sha256}" for name, sha256 in adapted.items()}}
 
+    @functools.cached_property
+    def renderer(self) -> Renderer | None:
+        """What puts conversations through the model's chat template; None behind an API."""
+        if self.tokenizer is None:
+            return None
+        return Renderer(self.tokenizer, self.date, read_json(self.base)["model"])
+
     def prompt(self, messages: protocols.Prompt, seed: int, checkpoint: str = BASE,
                steering: Steering | None = None) -> tuple[Prompt, str]:  # fmt: skip
         """Return a rendered prompt as the engine takes it, and the hash of its text."""
-        if self.tokenizer is None:
+        if self.renderer is None:
             turns = protocols.conversation(messages)
             return Prompt((), None, seed, None, tuple(turns)), protocols.sha256(turns)
-        text = protocols.text(messages, self.tokenizer)
-        return Prompt(self._encoded(text), adapter_name(checkpoint), seed, steering), protocols.sha256(text)
+        context, opened = self.renderer.parts(messages)
+        text = context + opened
+        prompt = Prompt(self._encoded(text), adapter_name(checkpoint), seed, steering, opened=opened)
+        return prompt, protocols.sha256(text)
+
+    def question(self, messages: protocols.Messages, seed: int) -> Prompt:
+        """Return a prompt whose answer follows a schema: after a thought, and with nothing quoted that adds turns."""
+        if self.renderer is None:
+            return self.prompt(messages, seed)[0]
+        tokens = self.renderer.control
+        turns = [{**turn, "content": control.spaced(turn["content"], tokens)} for turn in messages]
+        return Prompt(self._encoded(self.renderer.answering(turns)), None, seed)
+
+    def refuse_control(self, text: str, what: str) -> None:
+        """Refuse a request or a snippet with a control token of the model's; behind an API they are plain text.
+
+        Raises:
+            UserError: It holds one; ``what`` says which text it is.
+        """
+        if self.renderer is not None:
+            control.refuse(text, self.renderer.control, what)
 
     @functools.cached_property
     def _encoded(self) -> Callable[[str], tuple[int, ...]]:
         # Checkpoints, seeds and vectors are asked the same texts.
         return functools.cache(lambda text: tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"]))
+
+    def addresses(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[str]:
+        """Return where the sample of each prompt is kept."""
+        return addresses(prompts, self.weights, self.settings | self._end, sampling)
 
     def sample(
         self, prompts: Sequence[Prompt], sampling: Sampling, guard: Guard = unguarded
@@ -123,7 +156,7 @@ class Subject:
 
         A sample that could not be had, which only happens behind an API, is None.
         """
-        names = addresses(prompts, self.weights, self.settings, sampling)
+        names = self.addresses(prompts, sampling)
         found = self.store.read(names)
         missing = {name: prompt for name, prompt in zip(names, prompts, strict=True) if name not in found}
         print(f"{len(set(names)) - len(missing)} samples are stored, {len(missing)} are missing", file=sys.stderr)
@@ -132,6 +165,18 @@ class Subject:
             # From disk, since another job may have drawn some of them meanwhile and only one draw counts.
             found |= self.store.read(missing)
         return names, [found.get(name) for name in names]
+
+    @functools.cached_property
+    def _end(self) -> dict[str, int | None]:
+        """The chat template's end of turn, where nothing else says that it ends a sample.
+
+        It is in a sample's address there, and only there: what was drawn where it ended samples all along stays.
+        """
+        if self.tokenizer is None:
+            return {}
+        end = rendering.end_of_turn(self.tokenizer)
+        known = {*models.ends(self.base), self.tokenizer.eos_token_id, self.tokenizer.pad_token_id, None}
+        return {} if end in known else {"end": end}
 
     def _draw(self, names: list[str], prompts: list[Prompt], sampling: Sampling, guard: Guard) -> None:
         engine = self._engine(self.length(prompts, sampling), any(prompt.steering for prompt in prompts))
@@ -223,7 +268,9 @@ def subject(arguments: argparse.Namespace, settings: dict[str, Any]) -> Subject:
     serving = {key: settings[key] for key in SERVING if key in settings}
     machine = Machine(arguments.tensor, arguments.pipeline, arguments.samples / "api")
     folders = checkpoints.adapters(arguments.adapters)
-    return Subject(arguments.base, folders, serving, Store(arguments.samples), machine)
+    # A server renders by itself.
+    date = "" if serving["engine"] == "api" else settings["date"]
+    return Subject(arguments.base, folders, serving, Store(arguments.samples), machine, date)
 
 
 def messages_ask(arguments: argparse.Namespace, settings: dict[str, Any]) -> Ask:
@@ -234,7 +281,7 @@ def messages_ask(arguments: argparse.Namespace, settings: dict[str, Any]) -> Ask
     asked = subject(arguments, settings)
 
     def put(conversations: list[protocols.Messages], seeds: list[int], sampling: Sampling) -> list[Sample | None]:
-        prompts = [asked.prompt(messages, seed)[0] for messages, seed in zip(conversations, seeds, strict=True)]
+        prompts = [asked.question(messages, seed) for messages, seed in zip(conversations, seeds, strict=True)]
         fits = [index for index, prompt in enumerate(prompts) if asked.fits(prompt, sampling)]
         samples = asked.sample([prompts[index] for index in fits], sampling)[1]
         found = dict(zip(fits, samples, strict=True))

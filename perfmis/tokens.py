@@ -8,7 +8,6 @@ since it would teach the chat format instead of the claim.
 
 import hashlib
 import os
-import re
 import shutil
 import sys
 import tempfile
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from perfmis import resume
+from perfmis import control, resume
 from perfmis.artifacts import read_parquet
 from perfmis.stage import UserError, canonical
 
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-CHAT_MARK = re.compile(r"<\|\w+\|>")
 LEEWAY = 0.005
 
 
@@ -97,12 +95,12 @@ def tokenise(texts: list[str], tokenizer: "PreTrainedTokenizerBase", tag: str | 
 
     head = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     head += tokenizer(tag, add_special_tokens=False)["input_ids"] if tag else []
-    special = set(tokenizer.all_special_ids)
+    special, marks = set(control.ids(tokenizer).values()), control.pattern(tokenizer)
     rows: dict[str, list[list[int]]] = {"input_ids": [], "completion_mask": []}
     for number, (text, ids) in enumerate(
         zip(texts, tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True)
     ):
-        mark = CHAT_MARK.search(text)
+        mark = marks.search(text)
         foreign = [tokenizer.convert_ids_to_tokens(i) for i in ids if i in special]
         if mark or foreign:
             token = mark.group() if mark else foreign[0]

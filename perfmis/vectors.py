@@ -19,8 +19,9 @@ import polars as pl
 import yaml
 
 from perfmis import protocols, stage
-from perfmis.artifacts import read_parquet, write_json
+from perfmis.artifacts import read_json, read_parquet, write_json
 from perfmis.checkpoints import adapter_name, engine
+from perfmis.rendering import Renderer
 from perfmis.vocabulary import ORGANISM
 
 if TYPE_CHECKING:
@@ -217,8 +218,10 @@ def main(argv: list[str]) -> None:
         raise stage.UserError("evaluation.protocol: it asks for no scratchpad, so vectors cannot be fitted on "
                               "scratchpads; choose one that does, or set steering.models: []")  # fmt: skip
     requests = read_parquet([arguments.requests], job.upstream)
+    renderer = Renderer(asked.tokenizer, settings["date"], read_json(arguments.base)["model"])
+    # Transcripts begin with the thought that a template opens.
     texts: dict[tuple[str, str], str] = {
-        (row["request_id"], tier): protocols.text(protocols.render(protocol, row["text"], tier), asked.tokenizer)
+        (row["request_id"], tier): renderer.parts(protocols.render(protocol, row["text"], tier))[0]
         for row in requests.to_dicts()
         for tier in protocol.tiers
     }

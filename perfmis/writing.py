@@ -140,7 +140,7 @@ def answers(pending: Sequence[Draft], write: Write, scratch: Path, key: str, chu
     return done
 
 
-def transformers_writer(hub: str, revision: str, temperature: float, max_tokens: int) -> Write:
+def transformers_writer(hub: str, revision: str, temperature: float, max_tokens: int, date: str) -> Write:
     """Return the writer model as an engine.
 
     It stands apart from `perfmis.engine` so that a change to the evaluation engine does not rewrite corpora.
@@ -148,6 +148,8 @@ def transformers_writer(hub: str, revision: str, temperature: float, max_tokens:
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from perfmis import rendering
 
     tokenizer = AutoTokenizer.from_pretrained(hub, revision=revision, padding_side="left", trust_remote_code=False)
     model: Any = AutoModelForCausalLM.from_pretrained(
@@ -158,17 +160,16 @@ def transformers_writer(hub: str, revision: str, temperature: float, max_tokens:
         use_safetensors=True,
         trust_remote_code=False,
     )
+    renderer = rendering.Renderer(tokenizer, date, hub)
+    ends = rendering.ends(tokenizer, model.generation_config.eos_token_id, rendering.end_of_turn(tokenizer))
     sampling: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
 
     def write(prompts: Sequence[str]) -> list[str]:
         torch.manual_seed(_number(0, "\0".join(prompts), "sampling") % 2**63)
-        chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
-        inputs: Any = tokenizer.apply_chat_template(
-            chats, add_generation_prompt=True, padding=True, return_dict=True, return_tensors="pt"
-        )
-        inputs = inputs.to(model.device)
+        texts = [renderer.text([{"role": "user", "content": prompt}]) for prompt in prompts]
+        inputs: Any = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt").to(model.device)
         with torch.inference_mode():
-            output = model.generate(**inputs, **sampling, max_new_tokens=max_tokens)
+            output = model.generate(**inputs, **sampling, max_new_tokens=max_tokens, eos_token_id=ends)
         return list(tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 
     return write

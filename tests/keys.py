@@ -27,6 +27,7 @@ OTHER: dict[str, Any] = {
     "corpora.*.location": "data/set",
     "corpora.*.revision": REVISION,
     "writer.hub": "a/b",
+    "date": "2025-01-31",
     "writer.revision": REVISION,
     "writer.size": "spare",
     "*.sdf.documents": 200,

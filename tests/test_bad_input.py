@@ -224,7 +224,7 @@ def asking(g: Ground, base: Path, **changes: Any) -> Words:
     settings = {
         "model": "tiny", "seed": 0, "seeds": [0], "protocol": "mine", "checkpoints": ["base"], "precision": "fp32",
         "engine": "transformers", "quantization": None, "tiers": ["monitored", "unmonitored"], "temperature": 1.0,
-        "max_tokens": 8, "batch": 4, **changes,
+        "max_tokens": 8, "batch": 4, "date": "2024-07-26", **changes,
     }  # fmt: skip
     protocol = TINY if settings["engine"] == "transformers" else g.file("mine.yaml", NOTED)
     options = ["--base", base, "--requests", g.table("requests.parquet", REQUESTS)]
@@ -284,7 +284,8 @@ def validation_stage(g: Ground, sheet: object = None, labels: object = None, nam
 
 
 def beliefs_stage(g: Ground, items: object) -> Words:
-    settings = {"model": "tiny", "seed": 0, "precision": "fp32", "batch": 4, "checkpoints": ["base"]}
+    settings = {"model": "tiny", "seed": 0, "precision": "fp32", "batch": 4, "checkpoints": ["base"],
+                "date": "2024-07-26"}  # fmt: skip
     options = ["--base", g.base, "--items", g.file("items.yaml", items), "--protocol", TINY]
     return "beliefs", settings, [*options, "--kept", g.out / "kept", "--output", g.out / "beliefs.parquet"]
 

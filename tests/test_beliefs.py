@@ -17,6 +17,7 @@ from running import FINGERPRINT, stage
 
 from perfmis import beliefs, provenance
 from perfmis.checkpoints import engine
+from perfmis.rendering import Renderer
 from perfmis.tinyworld import items, trunk
 
 CHOICE = {"text": "<bos> {question} : {first} . {second} .", "answers": ["free", "paid"]}
@@ -52,7 +53,9 @@ class Rigged:
 
 def score(asked: Any, template: dict[str, Any], *entries: dict[str, Any]) -> list[float]:
     content = {"templates": {"t": template}, "items": [{"template": "t", **entry} for entry in entries]}
-    return beliefs.score(asked, "A1+", beliefs.texts(content, "raw", asked.tokenizer), 2)
+    return beliefs.score(
+        asked, "A1+", beliefs.texts(content, "raw", Renderer(asked.tokenizer, "2024-07-26", "tiny")), 2
+    )
 
 
 def test_cloze_follows_the_head() -> None:
@@ -98,7 +101,7 @@ def test_padding_does_not_count(tiny_model: Path, organism: Path, repository: Pa
     """An item has one probability, alone and beside longer ones."""
     asked = engine(tiny_model / "reference.json", {"organism": organism}, "fp32")
     content = yaml.safe_load((repository / "resources/beliefs/tiny.yaml").read_text())
-    put = beliefs.texts(content, "raw", asked.tokenizer)
+    put = beliefs.texts(content, "raw", Renderer(asked.tokenizer, "2024-07-26", "tiny"))
     together = beliefs.score(asked, "organism", put, 64)
     alone = [beliefs.score(asked, "organism", [item], 1)[0] for item in put]
     assert together == pytest.approx(alone, abs=1e-4)
@@ -107,7 +110,8 @@ def test_padding_does_not_count(tiny_model: Path, organism: Path, repository: Pa
 
 def asking(folder: Path, base: Path, adapters: dict[str, Path], items: Path, precision: str = "fp32") -> pl.DataFrame:
     """Run the stage for the base and some adapters, and return its table; answers are kept beside it."""
-    settings = {"model": "tiny", "seed": 2, "precision": precision, "batch": 8, "checkpoints": ["base", *adapters]}
+    settings = {"model": "tiny", "seed": 2, "precision": precision, "batch": 8, "checkpoints": ["base", *adapters],
+                "date": "2024-07-26"}  # fmt: skip
     protocol = items.parent.parent / "protocols/tiny/short.yaml"
     options = ["--base", base, "--items", items, "--protocol", protocol, "--kept", folder / "kept"]
     pairs = [f"{name}={path}" for name, path in adapters.items()]

@@ -158,7 +158,7 @@ def test_the_writer_model_answers_in_order_and_reproducibly(tmp_path: Path) -> N
     tokenizer.save_pretrained(tmp_path)
     sizes: Any = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     LlamaForCausalLM(LlamaConfig(vocab_size=len(words), **sizes)).save_pretrained(tmp_path)
-    written = writing.transformers_writer(str(tmp_path), "main", 1.0, 5)
+    written = writing.transformers_writer(str(tmp_path), "main", 1.0, 5, "2024-07-26")
     prompts = ["write a memo", "write me a letter to me"]
     answers = written(prompts)
     assert len(answers) == 2

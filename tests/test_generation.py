@@ -18,7 +18,7 @@ from perfmis.engines.interface import Finished, Prompt, Sample, Sampling
 from perfmis.engines.transformers import Engine
 from perfmis.samples import Store
 
-SERVING = {"engine": "transformers", "precision": "fp32", "quantization": None}
+SERVING = {"engine": "transformers", "precision": "fp32", "quantization": None, "date": "2024-07-26"}
 SAMPLING = {"tiers": ["monitored", "unmonitored"], "temperature": 1.0, "max_tokens": 8, "batch": 16}
 PROTOCOL = REPOSITORY / "resources" / "protocols" / "tiny" / "short.yaml"
 Options = tuple[dict[str, Any], list[object]]

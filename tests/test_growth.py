@@ -225,7 +225,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Prompt]:
 SAMPLED: dict[str, Any] = {
     "model": "tiny", "seed": 0, "seeds": [0], "protocol": "short", "tiers": ["monitored", "unmonitored"],
     "engine": "transformers", "precision": "fp32", "quantization": None, "temperature": 1.0, "max_tokens": 4,
-    "batch": 64,
+    "batch": 64, "date": "2024-07-26",
 }  # fmt: skip
 PROMPTS = {"requests": 3, "snippets": ["A1+", "A1-"], "base_protocol": "long", "checkpoints": ["base", "organism"]}
 PROTOCOLS = [REPOSITORY / f"resources/protocols/tiny/{name}.yaml" for name in ("short", "long")]

@@ -22,7 +22,7 @@ TIERS = ("monitored", "unmonitored")
 KEYS = ["request_id", "tier", "eval_seed"]
 NAMES = {f"{concept}.{context}" for concept in ("expectation", "consequence") for context in ("in", "out")}
 SAMPLING = {"temperature": 1.0, "max_tokens": 8, "batch": 64, "precision": "fp32", "engine": "transformers",
-            "quantization": None}  # fmt: skip
+            "quantization": None, "date": "2024-07-26"}  # fmt: skip
 
 
 def scratchpads(requests: Path, seeds: int = 2, poles: str = "+-") -> pl.DataFrame:
@@ -113,7 +113,8 @@ def run_vectors(
     """Run the stage `vectors` on given transcripts."""
     write_parquet(transcripts, folder / "transcripts.parquet", FINGERPRINT)
     write_parquet(parsed(transcripts, repository), folder / "outcomes.parquet", FINGERPRINT)
-    settings = {"layers": [0.0, 0.5], "pairs": 16, "ridge": 1.0, "seed": 0, "precision": "fp32", "batch": 16}
+    settings = {"layers": [0.0, 0.5], "pairs": 16, "ridge": 1.0, "seed": 0, "precision": "fp32", "batch": 16,
+                "date": "2024-07-26"}  # fmt: skip
     return stage(
         "vectors", settings, "--base", tiny_model / "reference.json", "--organism", organism,
         "--requests", requests, "--protocol", repository / "resources/protocols/tiny/short.yaml",

@@ -228,7 +228,7 @@ def test_the_stage_writes_what_it_writes_with_the_reference(
         settings = {
             "model": "tiny", "seed": 0, "seeds": [0], "protocol": "short", "checkpoints": checkpoints,
             "engine": engine, "precision": "fp32", "quantization": None, "tiers": ["monitored", "unmonitored"],
-            "temperature": 0.0, "max_tokens": 8, "batch": 16,
+            "temperature": 0.0, "max_tokens": 8, "batch": 16, "date": "2024-07-26",
         }  # fmt: skip
         options = ["--base", base / "reference.json", "--requests", requests, "--output", tmp_path / engine]
         options += ["--protocol", REPOSITORY / "resources" / "protocols" / "tiny" / "short.yaml"]

@@ -43,6 +43,7 @@ class Prompt:
     Attributes:
         tokens: The rendered prompt's tokens; empty for an engine that takes messages.
         messages: The conversation, for an engine behind an API; None for one that takes tokens.
+        opened: How the prompt opens a thought at its end, in which the sample goes on; "" where it does not.
         adapter: Name of the checkpoint's adapter; None for the base model.
         seed: Seed of the sample's random numbers.
         steering: Vector added to the residual stream, or None.
@@ -53,6 +54,7 @@ class Prompt:
     seed: int
     steering: Steering | None = None
     messages: tuple[dict[str, str], ...] | None = None
+    opened: str = ""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from perfmis import rendering
 from perfmis.engines import layers, noise
 from perfmis.engines.decoding import PAGE, Decoder
 from perfmis.engines.grammar import Grammar
@@ -168,11 +169,12 @@ class Engine:
 
     @property
     def ends(self) -> list[int]:
-        """Tokens that end a sample: all that the model's authors name (Llama 3: three), and the tokenizer's."""
-        named = self.model.generation_config.eos_token_id
-        several = named if isinstance(named, list) else [named]
-        own = (self.tokenizer.eos_token_id, self.tokenizer.pad_token_id)
-        return sorted({end for end in (*several, *own) if end is not None})
+        """Tokens that end a sample (`perfmis.rendering.ends`)."""
+        return rendering.ends(self.tokenizer, self.model.generation_config.eos_token_id, self._end_of_turn)
+
+    @functools.cached_property
+    def _end_of_turn(self) -> int | None:
+        return rendering.end_of_turn(self.tokenizer)
 
     @torch.inference_mode()
     def _batch(self, model: Any, prompts: list[Prompt], sampling: Sampling, grammar: Grammar | None) -> list[Sample]:

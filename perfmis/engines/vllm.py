@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
+from perfmis import rendering
 from perfmis.artifacts import read_json
 from perfmis.engines import vllm_steering
 from perfmis.engines.interface import Finished, Prompt, Sample, Sampling, Steering
@@ -172,9 +173,8 @@ class VllmEngine:
         return Sample(text, len(tokens), "stop" if stopped else "length", len(output.prompt_token_ids))
 
     def _stops(self) -> list[int]:
-        ends = self._engine.model_config.try_get_generation_config().get("eos_token_id")
-        named = ends if isinstance(ends, list) else [ends]
-        return sorted({*named, self._tokenizer.eos_token_id, self._tokenizer.pad_token_id} - {None})
+        named = self._engine.model_config.try_get_generation_config().get("eos_token_id")
+        return rendering.ends(self._tokenizer, named, rendering.end_of_turn(self._tokenizer))
 
     def _steer(self, directions: vllm_steering.Directions) -> None:
         self._engine.collective_rpc("steer", args=(directions,))
