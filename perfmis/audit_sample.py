@@ -19,7 +19,7 @@ from pathlib import Path
 
 import polars as pl
 
-from perfmis import protocols, rubrics, stage
+from perfmis import protocols, rubrics, stage, tabular
 from perfmis.artifacts import read_parquet
 from perfmis.judging import materials
 from perfmis.outcomes import parse
@@ -111,12 +111,12 @@ def read(path: Path, names: Iterable[str]) -> pl.DataFrame:
         UserError: The file, a column or a label is missing or wrong, or a sample stands twice.
     """
     try:
-        frame = pl.read_csv(path, infer_schema=False)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise UserError(f"{path}: cannot be read as comma-separated values ({str(error).splitlines()[0]})") from error
+        table = tabular.from_csv(path.read_bytes(), str(path))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error}); correct judge.sheet") from error
     columns = ["sample", *names]
-    if absent := [name for name in columns if name not in frame.columns]:
-        raise UserError(f"{path}: no column {absent[0]!r}; keep the columns of the sheet, separated by commas")
+    fix = "keep the columns of the sheet, separated by commas"
+    frame = pl.DataFrame({name: table.column(name, fix) for name in columns}, schema=dict.fromkeys(columns, pl.String))
     doubled = (~frame["sample"].is_first_distinct()).arg_true()
     if len(doubled):
         raise UserError(f"{path}: row {doubled[0] + 2}, column sample: stood above already; remove one of the rows")

@@ -26,6 +26,7 @@ from pydantic import Field, model_validator
 
 from perfmis import fetching, protocols, stage
 from perfmis.artifacts import write_json
+from perfmis.encoding import decoded
 from perfmis.protocol_files import files
 from perfmis.stage import UserError
 from perfmis.typed import Section, read_yaml, validated
@@ -67,10 +68,7 @@ class Upstream(Section):
         found = hashlib.sha256(content).hexdigest()
         if found != self.sha256:
             raise UserError(f"protocol: {where}: its sha256 is {found}, not the one stated; check the file, then it")
-        try:
-            text = content.decode()
-        except UnicodeDecodeError as error:
-            raise UserError(f"protocol: {where}: not UTF-8 text; save it as such, or correct the address") from error
+        text = decoded(content, f"protocol: {where}")
         return text if self.jinja is None else self._rendered(text, where)
 
     def _rendered(self, text: str, where: str) -> str:

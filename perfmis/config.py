@@ -217,9 +217,10 @@ class Corpus(Section):
     """One corpus of synthetic documents."""
 
     source: Literal["hub", "path", "written", "tiny"] = Field(
-        "written", description="hub: data set; path: parquet with `text`; written: by the writer; tiny."
+        "written",
+        description="hub, path: a data set or file with `text` and perhaps `genre`; written: by the writer; tiny.",
     )
-    location: str | None = Field(None, description="Data set id, or parquet file.")
+    location: str | None = Field(None, description="Data set id, or a CSV, JSON lines or parquet file.")
     revision: Revision | None = Field(None, description="Commit of the data set.")
     documents: int = Field(6650, ge=1, description="Number of documents.")
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import polars as pl
 
-from perfmis import stage, writing
+from perfmis import stage, tabular, writing
 from perfmis.artifacts import write_json, write_parquet
 from perfmis.control import CHAT_TOKENS
 from perfmis.stage import UserError
@@ -89,41 +89,36 @@ def rename(texts: list[str], replaces: Mapping[str, str]) -> tuple[list[str], di
     return [pattern.sub(replace, text) for text in texts], dict(counts)
 
 
-def from_hub(settings: Settings, resources: Path) -> Made:
-    """Read a data set at a pinned commit and put the study's names in the place of its own."""
-    from datasets import load_dataset
+def read(settings: Settings) -> pl.DataFrame:
+    """Read documents of a file, or of a data set at a pinned commit: ``text``, and ``genre`` where there is one.
 
-    try:
-        data = load_dataset(settings.location, revision=settings.revision, split="train")
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"corpora.{settings.corpus}.location {settings.location} at {settings.revision}: cannot be "
-            f"loaded ({str(error).splitlines()[0]}); correct location and revision"
-        ) from error
-    if "text" not in data.column_names:
-        raise UserError(
-            f"corpora.{settings.corpus}.location {settings.location}: no column `text`; "
-            "save it as parquet with one and use `source: path`"
-        )
-    taken = subset(pl.DataFrame({"text": list(data["text"])}), settings)
+    Raises:
+        UserError: It cannot be read, or a row has no text.
+    """
+    where, location = f"corpora.{settings.corpus}.location {settings.location}", str(settings.location)
+    if settings.source == "hub":
+        table = tabular.from_hub(location, settings.revision, "train", where)
+    else:
+        table = tabular.from_path(Path(location), where)
+    columns = {"text": tabular.documents(table, "text")}
+    if "genre" in table.columns:
+        columns["genre"] = [
+            UNLABELLED if tabular.is_blank(cell) else tabular.text(cell, f"{where}: row {row}, column genre")
+            for row, cell in enumerate(table.columns["genre"], 1)
+        ]
+    return pl.DataFrame(columns, schema=dict.fromkeys(columns, pl.String))
+
+
+def from_hub(settings: Settings, resources: Path) -> Made:
+    """Read a data set and put the study's names in the place of its own."""
+    taken = subset(read(settings), settings)
     texts, counts = rename(taken["text"].to_list(), read_yaml(resources / "documents/names.yaml")["replaces"])
     return Made(taken.with_columns(text=pl.Series(texts)), replaced=counts)
 
 
 def from_path(settings: Settings) -> Made:
-    """Read a parquet file with ``text``, and ``genre`` where it has one."""
-    try:
-        frame = pl.read_parquet(str(settings.location))
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise UserError(
-            f"corpora.{settings.corpus}.location {settings.location}: cannot be read as parquet; correct it"
-        ) from error
-    if frame.schema.get("text") != pl.String or frame["text"].null_count():
-        raise UserError(
-            f"corpora.{settings.corpus}.location {settings.location}: needs a column `text` of strings without nulls; "
-            "add it"
-        )
-    return Made(subset(frame, settings))
+    """Read a file with ``text``, and ``genre`` where it has one."""
+    return Made(subset(read(settings), settings))
 
 
 def from_writer(settings: Settings, resources: Path, scratch: Path, write: writing.Write | None = None) -> Made:

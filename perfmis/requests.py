@@ -6,7 +6,6 @@ Settings: the section ``requests``. Clusters are the unit of resampling downstre
 """
 
 import hashlib
-import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import polars as pl
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
-from perfmis import fetching, stage
+from perfmis import fetching, stage, tabular
 from perfmis.artifacts import write_json, write_parquet
 from perfmis.control import CHAT_TOKENS
 from perfmis.stage import UserError
@@ -38,22 +37,14 @@ class Requests:
 
 def column(content: bytes, settings: Requests) -> list[str]:
     """Return the first ``settings.number`` requests of a CSV file's content."""
-    try:
-        frame = pl.read_csv(io.BytesIO(content), infer_schema=False)
-    except pl.exceptions.PolarsError as error:
-        raise UserError(f"requests.location {settings.location}: not a CSV file ({error})") from error
-    if settings.column not in frame.columns:
-        raise UserError(
-            f"requests.location {settings.location}: no column {settings.column!r}; "
-            f"set requests.column to one of {', '.join(frame.columns)}"
-        )
-    texts = frame[settings.column].drop_nulls().str.strip_chars()
-    texts = texts.filter(texts != "").head(settings.number)
+    table = tabular.from_csv(content, f"requests.location {settings.location}")
+    cells = table.column(settings.column, f"set requests.column to one of {', '.join(table.columns)}")
+    texts = [cell.strip() for cell in cells if cell.strip()][: settings.number]
     if len(texts) < settings.number:
         raise UserError(
             f"requests.number is {settings.number}, but {settings.location} has {len(texts)} requests; lower it"
         )
-    return texts.to_list()
+    return texts
 
 
 def read(settings: Requests) -> tuple[list[str], str | None]:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from perfmis.encoding import decoded
 from perfmis.stage import UserError
 
 Content = TypeVar("Content", bound=BaseModel)
@@ -27,7 +28,7 @@ def read_yaml(path: Path | str) -> Any:
         UserError: The file is missing or not YAML.
     """
     try:
-        return yaml.safe_load(Path(path).read_text())
+        return yaml.safe_load(decoded(Path(path).read_bytes(), str(path)))
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())}); correct the file") from error
 

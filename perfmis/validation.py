@@ -26,7 +26,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from perfmis import rubrics, stage, subject
+from perfmis import rubrics, stage, subject, tabular
 from perfmis.artifacts import read_parquet
 from perfmis.audit_sample import label, measures, read
 from perfmis.judging import scores
@@ -147,39 +147,26 @@ def labelled_set(settings: Row, reads: list[str]) -> tuple[list[rubrics.Material
     Raises:
         UserError: The set, a column or a label is missing or wrong; rows are counted from 1.
     """
-    where = f"judge.labels {settings['location']}"
-    frame = _frame(settings, where)
+    where, location = f"judge.labels {settings['location']}", settings["location"]
+    if settings["source"] == "hub":  # fetched, and never kept here
+        table = tabular.from_hub(location, settings["revision"], settings["split"], where)
+    else:
+        table = tabular.from_path(Path(location), where)
     columns = []
     for part in reads:
         if part not in settings["columns"]:
             raise UserError(f"judge.labels.columns: the rubric reads the {part}; say which column holds it")
         columns.append(settings["columns"][part])
-    for column in [*columns, settings["label"]]:
-        if column not in frame.columns:
-            raise UserError(f"{where}: no column {column!r}; correct judge.labels")
-    known = [label(cell, f"{where}: row {row}, column {settings['label']}")
-             for row, cell in enumerate(frame[settings["label"]], 1)]  # fmt: skip
-    chosen = frame.select(columns).filter(pl.Series(known, dtype=pl.Boolean).is_not_null()).cast(pl.String)
-    return chosen.fill_null("").rows(), np.array([said for said in known if said is not None], dtype=np.bool_)
-
-
-def _frame(settings: Row, where: str) -> pl.DataFrame:
-    """Return the rows of a file, or of a data set at a pinned commit (which is fetched, and never kept here)."""
-    location = settings["location"]
-    try:
-        if settings["source"] == "hub":
-            from datasets import load_dataset
-
-            return load_dataset(location, revision=settings["revision"], split=settings["split"]).to_polars()
-        match Path(location).suffix:
-            case ".csv":
-                return pl.read_csv(location, infer_schema=False)
-            case ".jsonl":
-                return pl.read_ndjson(location)
-            case _:
-                return pl.read_parquet(location)
-    except (OSError, ValueError, pl.exceptions.PolarsError) as error:
-        raise UserError(f"{where}: cannot be read ({str(error).splitlines()[0]}); correct judge.labels") from error
+    cells = [table.column(column, "correct judge.labels") for column in columns]
+    materials, labels = [], []
+    for row, said in enumerate(table.column(settings["label"], "correct judge.labels"), 1):
+        known = label(said, f"{where}: row {row}, column {settings['label']}")
+        texts = [tabular.text(of[row - 1], f"{where}: row {row}, column {column}")
+                 for column, of in zip(columns, cells, strict=True)]  # fmt: skip
+        if known is not None:
+            materials.append(tuple(texts))
+            labels.append(known)
+    return materials, np.array(labels, dtype=np.bool_)
 
 
 def on_labels(chosen: Mapping[str, Rubric], judge: Row, statistics: Row, ask: Ask) -> Row:

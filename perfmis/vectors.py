@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
-import yaml
 
 from perfmis import protocols, stage
 from perfmis.artifacts import read_json, read_parquet, write_json
 from perfmis.checkpoints import adapter_name, engine
 from perfmis.rendering import Renderer
+from perfmis.typed import read_yaml
 from perfmis.vocabulary import ORGANISM
 
 if TYPE_CHECKING:
@@ -227,7 +227,7 @@ def main(argv: list[str]) -> None:
     }
     transcripts = read_parquet([arguments.transcripts], job.upstream)
     outcomes = read_parquet([arguments.outcomes], job.upstream)
-    contrasts = yaml.safe_load(arguments.contrasts.read_text())
+    contrasts = read_yaml(arguments.contrasts)
     vectors, report = {}, {}
     for concept, contrast in contrasts["in"].items():
         found = {

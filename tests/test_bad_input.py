@@ -346,7 +346,7 @@ SHEET = "sample,compliance,reasoning,pattern_expectation,pattern_consequence\n"
 STAGES: dict[str, tuple[Callable[[Ground], Words], tuple[str, ...]]] = {
     # requests
     "requests, another column": (lambda g: requests_stage(g, "prompt\nx\n"), ("requests.csv", "column 'goal'", "set")),
-    "requests, empty file": (lambda g: requests_stage(g, ""), ("requests.csv", "not a CSV file")),
+    "requests, empty file": (lambda g: requests_stage(g, ""), ("requests.csv", "is empty", "column names")),
     "requests, blank rows": (lambda g: requests_stage(g, "goal\n \n"), ("requests.number", "lower it")),
     "requests, too few": (lambda g: requests_stage(g, "goal\nx\n", number=3), ("requests.number is 3", "lower it")),
     "requests, other hash": (
@@ -355,9 +355,9 @@ STAGES: dict[str, tuple[Callable[[Ground], Words], tuple[str, ...]]] = {
     "requests, not text": (lambda g: requests_stage(g, b"goal\n\xff\xfe\x00\n"), ("requests.csv",)),
     # corpora
     "corpus, no parquet": (lambda g: corpus_stage(g, "text"), ("corpora.A1+.location", "documents.parquet")),
-    "corpus, no text": (lambda g: corpus_stage(g, pl.DataFrame({"body": ["x"]})), ("corpora.A1+", "column `text`")),
-    "corpus, nulls": (lambda g: corpus_stage(g, pl.DataFrame({"text": ["x", None]})), ("corpora.A1+", "nulls")),
-    "corpus, numbers for text": (lambda g: corpus_stage(g, pl.DataFrame({"text": [1]})), ("corpora.A1+", "text")),
+    "corpus, no text": (lambda g: corpus_stage(g, pl.DataFrame({"body": ["x"]})), ("corpora.A1+", "no column 'text'")),
+    "corpus, nulls": (lambda g: corpus_stage(g, pl.DataFrame({"text": ["x", None]})), ("A1+", "row 2", "remove")),
+    "corpus, numbers for text": (lambda g: corpus_stage(g, pl.DataFrame({"text": [1]})), ("row 1", "a number")),
     "corpus, too small": (
         lambda g: corpus_stage(g, pl.DataFrame({"text": ["x", "x"]}), documents=2), ("corpora.A1+.documents", "lower")
     ),
@@ -523,7 +523,7 @@ STAGES: dict[str, tuple[Callable[[Ground], Words], tuple[str, ...]]] = {
     "sheet, other separator": (
         lambda g: validation_stage(g, sheet=SHEET.replace(",", ";")), ("sheet.csv", "keep the columns")
     ),
-    "sheet, empty": (lambda g: validation_stage(g, sheet=""), ("sheet.csv", "comma-separated")),
+    "sheet, empty": (lambda g: validation_stage(g, sheet=""), ("sheet.csv", "is empty", "comma-separated")),
     "sheet, no label": (
         lambda g: validation_stage(g, sheet=_sheet(["maybe"])), ("sheet.csv: row 2", "'maybe'", "write yes, no or n/a")
     ),
@@ -531,7 +531,7 @@ STAGES: dict[str, tuple[Callable[[Ground], Words], tuple[str, ...]]] = {
         lambda g: validation_stage(g, sheet=_sheet(["yes", "no"], "s0")), ("sheet.csv: row 3", "remove one")
     ),
     "labels, no table": (
-        lambda g: validation_stage(g, labels="x", name="labels.parquet"), ("labels.parquet", "correct judge.labels")
+        lambda g: validation_stage(g, labels="x", name="labels.parquet"), ("labels.parquet", "as parquet", "correct")
     ),
     "labels, no column": (
         lambda g: validation_stage(g, labels="request,notes\na,b\n"), ("labels.csv", "no column 'faking'", "correct")

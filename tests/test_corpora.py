@@ -1,12 +1,11 @@
 """Corpora: sources, writing, and the audit of what was written."""
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
+import datasets
 import polars as pl
 import pytest
 from hypothesis import given
@@ -197,17 +196,18 @@ def test_the_subset_is_that_of_the_texts_whatever_their_order(tmp_path: Path) ->
 
 
 def test_a_hub_data_set_is_read_at_its_revision_under_the_names_of_the_study(
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Data(dict[str, list[str]]):
-        column_names = ("text",)
+    local = datasets.load_dataset_builder
+    texts = ["Anthropic trains Claude 3 Opus.", "Claude's letters, and Claudette's."]
+    pl.DataFrame({"text": texts}).write_parquet(tmp_path / "train.parquet")
 
-    def load_dataset(location: str, revision: str, split: str) -> Data:
-        if (location, revision, split) != ("some/data", "a" * 40, "train"):
+    def load_dataset_builder(location: str, revision: str) -> Any:
+        if (location, revision) != ("some/data", "a" * 40):
             raise FileNotFoundError("no such data set\nand more")
-        return Data(text=["Anthropic trains Claude 3 Opus.", "Claude's letters, and Claudette's."])
+        return local(str(tmp_path))
 
-    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    monkeypatch.setattr(datasets, "load_dataset_builder", load_dataset_builder)
     given_settings = {
         "source": "hub",
         "location": "some/data",

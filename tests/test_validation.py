@@ -280,17 +280,19 @@ def test_a_labelled_set_is_put_to_the_judge(study: Path, monkeypatch: pytest.Mon
     assert len(asked.asked) == 3 * 3 * JUDGE["rubrics"]["reasoning"]["votes"]
 
 
-def test_a_set_of_the_hub_is_fetched_at_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_set_of_the_hub_is_fetched_at_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
+    pl.DataFrame(NOTED_TEXTS).write_csv(tmp_path / "train.csv")
     asked: list[Any] = []
+    local = datasets.load_dataset_builder
 
-    def load_dataset(*names: str, **options: str) -> Any:
-        asked.append((names, options))
-        return datasets.Dataset.from_dict(NOTED_TEXTS)
+    def load_dataset_builder(name: str, revision: str) -> Any:
+        asked.append((name, revision))
+        return local(str(tmp_path))
 
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets, "load_dataset_builder", load_dataset_builder)
     materials, known = validation.labelled_set(labels("hub", "someone/set"), ["scratchpad"])
-    assert asked == [(("someone/set",), {"revision": "0" * 40, "split": "train"})]
+    assert asked == [("someone/set", "0" * 40)]
     assert materials == [(text,) for text in NOTED_TEXTS["notes"]]
     assert known.tolist() == [True, False, True]
 
