@@ -6,31 +6,28 @@
 
 Each vector is added at alpha times the norm of the residual, at every position, after the blocks it was
 fitted on. Its controls are random directions of the same norm at the two largest alphas. Whenever an engine
-starts, it proves that steering is on (steered samples differ) and off again (unsteered ones do not, right after
-that and after the run).
+draws samples, it first proves that it steers (`perfmis.mechanism`); what was proved is written to
+``mechanism.json`` beside the output. A vector that changes no answer is for the tables to tell.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from perfmis import protocols, stage
-from perfmis.artifacts import read_parquet, write_parquet
-from perfmis.engines.interface import Engine, Prompt, Sampling, Steering, collect
+from perfmis import mechanism, protocols, stage
+from perfmis.artifacts import read_parquet, write_json, write_parquet
+from perfmis.engines.interface import Steering
 from perfmis.generation import Question, ask, sample_seed
 from perfmis.samples import seed_of
-from perfmis.subject import DistrustError, parser, subject
+from perfmis.subject import parser, subject
 from perfmis.vectors import load
 from perfmis.vocabulary import ORGANISM
 
 if TYPE_CHECKING:
     import torch
 
-CANARIES, CANARY_TOKENS = 8, 32  # requests, and the length of their answers
+MECHANISM = "mechanism.json"
 
 
 def random_directions(like: "dict[int, torch.Tensor]", name: str, index: int, seed: int) -> "dict[int, torch.Tensor]":
@@ -62,50 +59,6 @@ def conditions(vectors: "dict[str, dict[int, torch.Tensor]]", steering: dict[str
     return result
 
 
-def canary(prompts: Sequence[Prompt], strongest: Steering) -> Callable[[Engine], AbstractContextManager[None]]:
-    """Return a guard that refuses an engine whose steering does nothing, or does not stop.
-
-    Its samples are short and greedy. In 16 bits the same prompt need not give the same tokens twice, so what steering
-    changes is held against what changes without it.
-
-    Args:
-        prompts: Unsteered prompts to try it on.
-        strongest: The steering to try.
-
-    Raises:
-        UserError: On entry: steered samples differ from unsteered ones no more than those differ from themselves. On
-            entry and exit: unsteered samples are nearer to the steered ones than to what they were.
-    """
-
-    def drawn(engine: Engine, steering: Steering | None) -> list[str]:
-        asked = [replace(prompt, steering=steering) for prompt in prompts]
-        greedy = Sampling(0.0, CANARY_TOKENS, len(asked))
-        return [sample.raw for sample in collect(engine.sample(asked, greedy), len(asked))]
-
-    def differ(some: list[str], others: list[str]) -> int:
-        return sum(a != b for a, b in zip(some, others, strict=True))
-
-    @contextmanager
-    def guard(engine: Engine) -> Iterator[None]:
-        plain, again, steered = drawn(engine, None), drawn(engine, None), drawn(engine, strongest)
-        noise = differ(plain, again)
-        if differ(plain, steered) <= noise:
-            raise stage.UserError("steering: steered samples differ no more than unsteered ones do; raise "
-                                  "steering.alphas")  # fmt: skip
-
-        def check() -> None:
-            now = drawn(engine, None)
-            if differ(now, plain) > noise and differ(now, plain) >= differ(now, steered):
-                raise DistrustError("steering: unsteered samples changed, so steering was left on; samples of this run "
-                                 "are not kept: rerun, and report it if it comes again")  # fmt: skip
-
-        check()
-        yield
-        check()
-
-    return guard
-
-
 def main(argv: list[str]) -> None:
     """Run the stage."""
     options = parser(__doc__ or "")
@@ -128,11 +81,13 @@ def main(argv: list[str]) -> None:
         for seed in settings["seeds"]
     ]
     asked = subject(arguments, settings)
-    prompts = [
-        asked.prompt(protocols.render(protocol, request["text"], tier), sample_seed(request["request_id"], 0), ORGANISM)
-        for request in requests[:CANARIES]
-        for tier in settings["tiers"]
-    ]
-    strongest = max((vector for _, vector in applied if vector), key=lambda vector: abs(vector.alpha))
-    frame = ask(asked, questions, settings, canary([prompt for prompt, _ in prompts], strongest))
+    first, tier = requests[0], settings["tiers"][0]
+    prompt, _ = asked.prompt(protocols.render(protocol, first["text"], tier), sample_seed(first["request_id"], 0),
+                             ORGANISM)  # fmt: skip
+
+    def report(proved: dict[str, Any]) -> None:
+        write_json({"fingerprint": job.fingerprint, **proved}, arguments.output.with_name(MECHANISM))
+
+    guard = mechanism.proof(prompt, mechanism.trials(applied), settings["precision"], report)
+    frame = ask(asked, questions, settings, guard)
     write_parquet(frame.with_columns(pl.col("control").cast(pl.Int64)), arguments.output, job.fingerprint)

@@ -1,6 +1,7 @@
 """Steering vectors: the direction that was planted, pairs that are pairs, and a run that proves it steered."""
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from perfmis import models, outcomes, protocols, steering, vectors
 from perfmis.artifacts import read_json, write_parquet
 from perfmis.checkpoints import engine
 from perfmis.engines import transformers as reference
+from perfmis.engines.interface import Steering
 from perfmis.tinyworld import grammar
 from perfmis.typed import read_yaml
 
@@ -171,7 +173,7 @@ def steer(tmp_path: Path, tiny_model: Path, organism: Path, requests: Path, repo
     draws = torch.Generator().manual_seed(0)
     known = {name: {0: torch.randn(32, generator=draws)} for name in ("expectation.in", "consequence.out")}
     vectors.save(known, tmp_path / "vectors.safetensors")
-    grid = {"alphas": [-2.0, 0.0, 1.0, 2.0], "controls": 2, "requests": 3}
+    grid: dict[str, Any] = {"alphas": [-2.0, 0.0, 1.0, 2.0], "controls": 2, "requests": 3}
     settings = {"model": "tiny", "seed": 0, "steering": grid, "protocol": "short", "seeds": [0, 1],
                 "tiers": list(TIERS), **SAMPLING}  # fmt: skip
 
@@ -183,6 +185,7 @@ def steer(tmp_path: Path, tiny_model: Path, organism: Path, requests: Path, repo
             "--vectors", tmp_path / "vectors.safetensors", "--output", tmp_path / "steered.parquet",
         )  # fmt: skip
 
+    run.grid = grid  # type: ignore[attr-defined]
     return run
 
 
@@ -216,40 +219,87 @@ def test_controls_are_unit_vectors_of_their_own() -> None:
     assert torch.equal(again[0], drawn[0])
 
 
-def test_steering_that_did_nothing_is_refused(
-    steer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    @contextmanager
-    def idle(*_: Any) -> Any:
-        yield
-
-    monkeypatch.setattr(reference, "steered", idle)
-    assert steer() == 1
-    assert capsys.readouterr().err.splitlines()[-1] == (
-        "error: steering: steered samples differ no more than unsteered ones do; raise steering.alphas"
-    )
-    assert not (tmp_path / "steered.parquet").exists()
-
-
-def test_hook_that_was_left_on_is_refused(
-    steer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    original, left_on = reference.steered, []
+def broken(fault: str, original: Any) -> Any:
+    """Return what an engine does in place of ``steered``."""
+    left_on = ExitStack()
 
     @contextmanager
-    def leaking(model: Any, steerings: list[Any]) -> Any:
-        if any(steerings):
-            left_on.append(original(model, [next(s for s in steerings if s)]))
-            left_on[-1].__enter__()
-        yield
+    def steered(model: Any, steerings: list[Steering | None]) -> Any:
+        with ExitStack() as stack:
+            match fault:
+                case "another block":
+                    moved = [s and replace(s, vectors={1: s.vectors[0]}) for s in steerings]
+                    stack.enter_context(original(model, moved))
+                case "twice":
+                    stack.enter_context(original(model, steerings))
+                    stack.enter_context(original(model, steerings))
+                case "unsteered rows too":
+                    stack.enter_context(original(model, [s or next(filter(None, steerings), None) for s in steerings]))
+                case "left on":
+                    if any(steerings):
+                        left_on.enter_context(original(model, [next(filter(None, steerings))]))
+            yield
 
-    monkeypatch.setattr(reference, "steered", leaking)
+    return steered
+
+
+@pytest.mark.parametrize("fault", ["no hook", "another block", "twice", "unsteered rows too", "left on"])
+def test_an_engine_that_steers_wrongly_is_refused(
+    steer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fault: str
+) -> None:
+    """With one line, before any sample is kept."""
+    monkeypatch.setattr(reference, "steered", broken(fault, reference.steered))
     assert steer() == 1
-    assert capsys.readouterr().err.splitlines()[-1] == (
-        "error: steering: unsteered samples changed, so steering was left on; samples of this run are not kept: rerun, "
-        "and report it if it comes again"
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: steering: ")
+    assert "the engine does not steer as it is told; choose another evaluation.engine, and report it" in said
+    assert not (tmp_path / "steered.parquet").exists()
+    assert not list((tmp_path / "samples").rglob("*.samples"))
+
+
+def test_steering_that_is_left_on_while_samples_are_drawn_costs_the_samples(
+    steer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left_on, drawn, original = broken("left on", reference.steered), [], reference.steered
+
+    def later(model: Any, steerings: list[Any]) -> Any:
+        drawn.append(None)
+        return (left_on if len(drawn) == 4 else original)(model, steerings)
+
+    monkeypatch.setattr(reference, "steered", later)
+    assert steer() == 1
+    assert (
+        capsys.readouterr()
+        .err.splitlines()[-1]
+        .endswith("steering was left on; samples of this run are not kept: rerun, and report it if it comes again")
     )
     assert not (tmp_path / "steered.parquet").exists()
+    assert not list((tmp_path / "samples").rglob("*.samples"))
+
+
+def test_what_was_proved_stands_beside_the_transcripts(
+    steer: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two vectors and two controls of each, with both signs, and what the largest error was."""
+    assert steer() == 0
+    proved = read_json(tmp_path / "mechanism.json")
+    tried = [(row["concept"], row["control"], row["alpha"], row["block"]) for row in proved["vectors"]]
+    assert sorted(tried, key=str) == sorted(
+        [(c, n, a, 0) for c in ("expectation", "consequence") for n in (None, 0, 1) for a in (-2.0, 2.0)], key=str
+    )
+    errors = [row["relative_error"] for row in proved["vectors"]]
+    assert proved["largest_relative_error"] == max(errors) < 1e-4
+    assert (proved["unsteered"], proved["afterwards"]) == (0, 0)
+    assert "steering is proved for 12 vectors" in capsys.readouterr().err
+
+
+def test_vectors_that_change_no_answer_are_a_result(steer: Any, tmp_path: Path) -> None:
+    """The run ends, and every steered text is the unsteered one."""
+    steer.grid["alphas"] = [-1e-4, 0.0, 1e-4]
+    assert steer() == 0
+    table = pl.read_parquet(tmp_path / "steered.parquet")
+    assert table.group_by(KEYS).agg(pl.col("raw").n_unique())["raw"].unique().to_list() == [1]
+    assert read_json(tmp_path / "mechanism.json")["largest_relative_error"] < 1e-3
 
 
 def test_steered_samples_are_not_drawn_twice_and_need_no_engine(

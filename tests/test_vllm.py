@@ -15,11 +15,12 @@ import torch
 from conftest import REPOSITORY, untrained
 from running import stage
 
-from perfmis import checkpoints
-from perfmis.engines import vllm
+from perfmis import checkpoints, mechanism, steering
+from perfmis.engines import vllm, vllm_steering
 from perfmis.engines.interface import Engine, Prompt, Sample, Sampling, Steering, collect
 from perfmis.engines.transformers import Engine as Reference
 from perfmis.engines.vllm import VllmEngine
+from perfmis.stage import UserError
 
 pytestmark = [
     pytest.mark.vllm,
@@ -157,6 +158,82 @@ def test_steering_is_that_of_the_reference(engine: VllmEngine, reference: Refere
     assert draw(engine, prompts, GREEDY) == before, "steering was left on, or its cache was used"
 
 
+def tried() -> list[mechanism.Trial | None]:
+    """Return both signs of two vectors, after one block or both, between prompts that are not steered."""
+    one, two = torch.randn(2, 128, generator=torch.Generator().manual_seed(1))
+    vectors = {"expectation.in": {0: one}, "consequence.out": {0: -one, 1: two}}
+    conditions = steering.conditions(vectors, {"alphas": [-0.05, 0.0, 0.03], "controls": 1}, seed=0)
+    return [None, *mechanism.trials(conditions), None]
+
+
+def asked(prompts: list[Prompt], trials: list[mechanism.Trial | None]) -> list[Prompt]:
+    adapted = next(prompt for prompt in prompts if prompt.adapter)
+    return [replace(adapted, steering=trial and trial.steering) for trial in trials]
+
+
+def test_the_stream_moves_as_told_and_no_longer(
+    engine: VllmEngine, reference: Reference, prompts: list[Prompt]
+) -> None:
+    """Each vector and sign at each block; other blocks, other prompts and later ones get not a bit."""
+    batch = tried()
+    found = engine.displacements(asked(prompts, batch))
+    expected = {(d.prompt, d.block): d for d in reference.displacements(asked(prompts, batch))}
+    assert {(d.prompt, d.block) for d in found} == expected.keys()
+    for d in found:
+        other = expected[d.prompt, d.block]
+        torch.testing.assert_close(d.mean.expand_as(other.mean), other.mean, atol=1e-6, rtol=0)
+        assert (d.largest == 0) == (other.largest == 0)
+    rows = mechanism.judge(batch, found, "fp32")
+    assert len(rows) == 4 * 1 + 4 * 2
+    assert max(row["relative_error"] for row in rows) < 1e-4
+    assert all(d.largest == 0 for d in engine.displacements(asked(prompts, [None])))
+
+
+FAULTS = {
+    "no hook": lambda rows: None,
+    "the next request's": lambda rows: rows.roll(len(rows) // 2),
+    "unsteered requests too": lambda rows: rows.clamp_min(1),
+}
+
+
+@pytest.mark.parametrize("fault", [*FAULTS, "twice", "another block"])
+def test_wrong_steering_is_refused(
+    engine: VllmEngine, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    hook = vllm_steering._Hook
+    if fault in FAULTS:
+        original = hook._token_rows
+        monkeypatch.setattr(
+            hook, "_token_rows", lambda self: None if (rows := original(self)) is None else FAULTS[fault](rows)
+        )
+    elif fault == "twice":
+        monkeypatch.setattr(vllm, "_directions", lambda steering: doubled(steering))
+    else:
+        monkeypatch.setattr(vllm, "_directions", lambda s: {1 - block: data for block, data in directions(s).items()})
+    batch = tried()
+    with pytest.raises(UserError, match="the engine does not steer as it is told"):
+        mechanism.judge(batch, engine.displacements(asked(prompts, batch)), "fp32")
+
+
+directions = vllm._directions
+
+
+def doubled(steering: Steering) -> dict[int, bytes]:
+    """Return what is added twice."""
+    return directions(replace(steering, alpha=2 * steering.alpha))
+
+
+def test_steering_that_is_left_on_is_seen(engine: VllmEngine, prompts: list[Prompt]) -> None:
+    def add(_module: object, _inputs: object, output: tuple[torch.Tensor, torch.Tensor]) -> None:
+        output[0].add_(0.01)
+
+    [block, *_] = engine._engine.model_executor.driver_worker.worker.model_runner.model.model.layers
+    handle = block.register_forward_hook(add)
+    moved = engine.displacements(asked(prompts, [None]))
+    handle.remove()
+    assert [d.block for d in moved if d.largest] == [0]
+
+
 @pytest.mark.slow
 def test_processes_that_share_each_layer(
     base: Path, folders: dict[str, Path], reference: Reference, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
@@ -169,7 +246,11 @@ def test_processes_that_share_each_layer(
     envs.disable_envs_cache()  # which the first engine filled
     two = start(base, folders, tensor=2, steered=True)
     samples = draw(two, steered(prompts), GREEDY)
+    batch = tried()
+    found = two.displacements(asked(prompts, batch))
     two.close()
+    assert len(found) == 2 * 2 * len(batch), "of both blocks by both processes"
+    assert mechanism.judge(batch, found, "fp32")
     assert samples == draw(reference, steered(prompts), GREEDY)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from perfmis.engines import attention
 from perfmis.engines.attention import TILE, Rows, Segments
+from perfmis.engines.displacement import Seen
 from perfmis.engines.interface import Prompt, Sampling
 from perfmis.engines.layers import Network
 from perfmis.engines.paging import Leaf, Node, Pool, leaves
@@ -66,6 +67,7 @@ class State:
         step: Tokens drawn.
         seed: Seeds.
         active: Whether a row still draws.
+        prompt: Index of each row's prompt; of nobody's, the number of prompts.
         out: Tokens drawn, (rows, limit + 1); the last column takes what finished rows draw.
         rows: Where rows keep what they have read.
     """
@@ -74,7 +76,7 @@ class State:
         def zeros(*size: int, dtype: torch.dtype = torch.long) -> Tensor:
             return torch.zeros(*size, dtype=dtype, device=device)
 
-        self.token, self.length, self.step, self.seed = (zeros(rows) for _ in range(4))
+        self.token, self.length, self.step, self.seed, self.prompt = (zeros(rows) for _ in range(5))
         self.active = zeros(rows, dtype=torch.bool)
         self.out = zeros(rows, limit + 1)
         tiles = -(-rows // TILE)
@@ -114,12 +116,14 @@ class Decoder:
 
             self._do = kernels
 
-    def sample(self, prompts: Sequence[Prompt], adapter: str | None) -> Iterator[Drawn]:
+    def sample(self, prompts: Sequence[Prompt], adapter: str | None, seen: Seen | None = None) -> Iterator[Drawn]:
         """Draw one sample a prompt, all of one adapter; yield (index, tokens) as they are finished.
 
-        The end token, where there is one, is the last.
+        The end token, where there is one, is the last. What the network reads in doing so is told to ``seen``.
         """
         self._network.use(adapter)
+        self._network.seen = seen and (lambda b, before, after, rows: seen(b, before, after, self._state.prompt[rows]))
+        self._state.prompt.fill_(len(prompts))
         blocks = sorted({block for p in prompts if p.steering for block in p.steering.vectors})
         self._network.steer(blocks, self._number)
         advance = self._advance()
@@ -159,6 +163,8 @@ class Decoder:
         """Read the prompts of rows, and draw their first tokens."""
         for row, seat in seats.items():
             self._network.steer_row(row, prompts[seat.leaf.index].steering)
+        rows, state = self._tensor(seats), self._state
+        state.prompt[rows] = self._tensor(seat.leaf.index for seat in seats.values())
         for depth in range(max(len(seat.leaf.nodes) for seat in seats.values())):
             stretches = {s.leaf.nodes[depth]: row for row, s in seats.items() if depth < len(s.leaf.nodes)}
             new = {node: row for node, row in stretches.items() if not node.pages}
@@ -170,7 +176,6 @@ class Decoder:
             pages = _pages(seat.leaf.nodes) + seat.pages
             rests.append(Segment(prompts[seat.leaf.index].tokens[seat.leaf.start :], seat.leaf.start, pages, row))
         hidden = torch.cat(self._read(rests))
-        rows, state = self._tensor(seats), self._state
         state.length[rows] = self._tensor(segment.start + len(segment.tokens) for segment in rests)
         state.step[rows] = 0
         state.seed[rows] = self._tensor(prompts[seat.leaf.index].seed for seat in seats.values())

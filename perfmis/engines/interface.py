@@ -7,10 +7,12 @@ where samples are kept: `perfmis.samples` stores them, `perfmis.generation` asks
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import torch
+
+    from perfmis.engines.displacement import Displacement
 
 Finish = Literal["stop", "length", "filtered"]
 Finished = list[tuple[int, "Sample"]]
@@ -108,6 +110,21 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free what the engine holds."""
+
+
+@runtime_checkable
+class SteeringEngine(Engine, Protocol):
+    """An engine that can add vectors to the residual stream, and shows that it does."""
+
+    def displacements(self, prompts: Sequence[Prompt]) -> "list[Displacement]":
+        """Return how far the stream of each prompt moves at each block, by the way on which samples are drawn.
+
+        Args:
+            prompts: Any mixture of adapters and steerings; they are read and a few tokens drawn.
+
+        Returns:
+            One entry a prompt and block; several where several processes hold the block, none where it did not run.
+        """
 
 
 def collect(finished: Iterable[Finished], number: int) -> list[Sample]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from perfmis.engines.displacement import Seen
 from perfmis.engines.interface import Steering
 from perfmis.fastpath import Plain
 
@@ -113,6 +114,7 @@ class Network:
         keys: The cache that `reserve` makes, one tensor a layer, (pages, page, groups, dim).
         values: Likewise.
         added: Block index to what steering adds there for each row, (rows, width), as a share of the norm.
+        seen: Told what each block puts out, what is read on, and the row of each token; None: nobody.
     """
 
     def __init__(self, model: Any) -> None:
@@ -130,6 +132,7 @@ class Network:
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
         self.added: dict[int, Tensor] = {}
+        self.seen: Seen | None = None
         self._do: Any = Plain
         if self.device.type == "cuda":
             from perfmis import kernels
@@ -206,10 +209,13 @@ class Network:
             gated = gates.new_empty(len(gates), gates.shape[1] // 2)
             self._do.gate(gates, gated, None)
             delta = down(gated)
+            put_out = x + delta if self.seen else None
             if index in self.added:
                 x = x + delta
                 x = x + self.added[index][owners] * x.norm(dim=-1, keepdim=True)
                 delta = None
+            if self.seen and put_out is not None:
+                self.seen(index, put_out, x if delta is None else x + delta, owners)
         return self._normalised(x, delta, self._norm)[1]
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ several times as fast, up to the rounding of its kernels.
 
 import functools
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from perfmis import rendering
 from perfmis.engines import layers, noise
 from perfmis.engines.decoding import PAGE, Decoder
+from perfmis.engines.displacement import WATCHED_TOKENS, Displacement, Seen, Watch
 from perfmis.engines.grammar import Grammar
 from perfmis.engines.interface import Finished, Prompt, Sample, Sampling, Steering
 
@@ -47,7 +48,7 @@ class SeededSampling(LogitsProcessor):
 
 
 def blocks(model: "PreTrainedModel") -> torch.nn.ModuleList:
-    """Return the decoder blocks; ``hidden_states[i + 1]`` is the output of block i."""
+    """Return the decoder blocks."""
     peft: Any = model
     inner = peft.get_base_model() if hasattr(model, "get_base_model") else model
     return inner.model.layers
@@ -69,7 +70,7 @@ def steered(model: "PreTrainedModel", steerings: list[Steering | None]) -> Itera
         added = torch.stack([torch.zeros(width) if row is None else row for row in rows])[:, None]
 
         def hook(_module: Any, _inputs: Any, output: Any, added: torch.Tensor = added) -> Any:
-            hidden = output[0] if isinstance(output, tuple) else output
+            hidden = _stream(output)
             delta = added.to(hidden.device, hidden.dtype) * hidden.norm(dim=-1, keepdim=True)
             return (hidden + delta, *output[1:]) if isinstance(output, tuple) else hidden + delta
 
@@ -79,6 +80,42 @@ def steered(model: "PreTrainedModel", steerings: list[Steering | None]) -> Itera
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def watched(model: "PreTrainedModel", seen: Seen) -> Iterator[None]:
+    """Tell what every block puts out and what the hooks on it make of that, while the context lasts.
+
+    Hooks run in the order in which they were put on, so the context is entered after that of `steered`.
+
+    Args:
+        model: The model, whose batches are (rows, tokens).
+        seen: Told both.
+    """
+    handles = []
+    for index, block in enumerate(blocks(model)):
+        outputs: list[torch.Tensor] = []
+
+        def first(_module: Any, _inputs: Any, output: Any, outputs: list[torch.Tensor] = outputs) -> None:
+            outputs.append(_stream(output).clone())
+
+        def last(
+            _module: Any, _inputs: Any, output: Any, outputs: list[torch.Tensor] = outputs, index: int = index
+        ) -> None:
+            before, after = outputs.pop(), _stream(output)
+            rows = torch.arange(len(after), device=after.device).repeat_interleave(after.shape[1])
+            seen(index, before.flatten(0, 1), after.flatten(0, 1), rows)
+
+        handles += [block.register_forward_hook(first, prepend=True), block.register_forward_hook(last)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _stream(output: Any) -> torch.Tensor:
+    return output[0] if isinstance(output, tuple) else output
 
 
 def _unit(vector: torch.Tensor) -> torch.Tensor:
@@ -122,22 +159,38 @@ class Engine:
 
     def sample(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Finished]:
         """Draw one sample a prompt: by continuous batching on a GPU that holds a model whose layers are known."""
-        fast = sampling.schema is None and self.model.device.type == "cuda" and layers.known(self.model)
-        return self.continuous(prompts, sampling) if fast else self.batches(prompts, sampling)
+        return self._draw(prompts, sampling, None)
 
-    def continuous(self, prompts: Sequence[Prompt], sampling: Sampling, page: int = PAGE) -> Iterator[Finished]:
+    def displacements(self, prompts: Sequence[Prompt]) -> list[Displacement]:
+        """Return how far the stream of each prompt moves at each block."""
+        watch = Watch(len(prompts))
+        for _ in self._draw(prompts, Sampling(0.0, WATCHED_TOKENS, len(prompts)), watch):
+            pass
+        return watch.displacements()
+
+    def _draw(self, prompts: Sequence[Prompt], sampling: Sampling, watch: Watch | None) -> Iterator[Finished]:
+        fast = sampling.schema is None and self.model.device.type == "cuda" and layers.known(self.model)
+        if fast:
+            return self.continuous(prompts, sampling, watch=watch)
+        return self.batches(prompts, sampling, watch)
+
+    def continuous(
+        self, prompts: Sequence[Prompt], sampling: Sampling, page: int = PAGE, watch: Watch | None = None
+    ) -> Iterator[Finished]:
         """Draw samples by `perfmis.engines.decoding`, adapter by adapter.
 
         Args:
             prompts: See `sample`.
             sampling: See `sample`; no schema.
             page: Tokens of a page of the cache.
+            watch: Told how the stream moves.
         """
         longest = max(len(prompt.tokens) for prompt in prompts) + sampling.max_tokens
         decoder = Decoder(self._network, self.ends, sampling, min(sampling.batch, len(prompts)), longest, page)
         for adapter in dict.fromkeys(prompt.adapter for prompt in prompts):
             mine = [i for i, prompt in enumerate(prompts) if prompt.adapter == adapter]
-            for drawn in decoder.sample([prompts[i] for i in mine], adapter):
+            seen = watch.rows(mine, self.model.device) if watch else None
+            for drawn in decoder.sample([prompts[i] for i in mine], adapter, seen):
                 yield [(mine[i], self._finish(tokens, len(prompts[mine[i]].tokens))) for i, tokens in drawn]
         self._network.release()
 
@@ -145,7 +198,7 @@ class Engine:
     def _network(self) -> layers.Network:
         return layers.Network(self.model)
 
-    def batches(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Finished]:
+    def batches(self, prompts: Sequence[Prompt], sampling: Sampling, watch: Watch | None = None) -> Iterator[Finished]:
         """Draw samples by ``generate``; those of one adapter and similar length share batches."""
         grammar = self._grammar(sampling)
         order = sorted(range(len(prompts)), key=lambda i: (prompts[i].adapter or "", len(prompts[i].tokens)))
@@ -154,7 +207,8 @@ class Engine:
             with self.using(adapter) as model:
                 for start in range(0, len(mine), sampling.batch):
                     indices = mine[start : start + sampling.batch]
-                    batch = self._batch(model, [prompts[i] for i in indices], sampling, grammar)
+                    seen = watch.rows(indices, model.device) if watch else None
+                    batch = self._batch(model, [prompts[i] for i in indices], sampling, grammar, seen)
                     yield list(zip(indices, batch, strict=True))
 
     def close(self) -> None:
@@ -177,7 +231,9 @@ class Engine:
         return rendering.end_of_turn(self.tokenizer)
 
     @torch.inference_mode()
-    def _batch(self, model: Any, prompts: list[Prompt], sampling: Sampling, grammar: Grammar | None) -> list[Sample]:
+    def _batch(
+        self, model: Any, prompts: list[Prompt], sampling: Sampling, grammar: Grammar | None, seen: Seen | None
+    ) -> list[Sample]:
         padded = self.tokenizer.pad({"input_ids": [list(p.tokens) for p in prompts]}, return_tensors="pt")
         encoded = {key: padded[key].to(model.device) for key in ("input_ids", "attention_mask")}
         read = encoded["input_ids"].shape[1]
@@ -185,7 +241,7 @@ class Engine:
         if sampling.temperature:
             seeds = torch.tensor([p.seed for p in prompts], device=model.device)
             processors.append(SeededSampling(seeds, sampling.temperature, read))
-        with steered(model, [p.steering for p in prompts]):
+        with steered(model, [p.steering for p in prompts]), watched(model, seen) if seen else nullcontext():
             output = model.generate(
                 **encoded,
                 do_sample=False,

@@ -7,13 +7,16 @@ the rounding of the precision. vLLM itself is imported when an engine starts.
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, get_args
+
+import torch
 
 from perfmis import rendering
 from perfmis.artifacts import read_json
 from perfmis.engines import vllm_steering
+from perfmis.engines.displacement import WATCHED_TOKENS, Displacement
 from perfmis.engines.interface import Finished, Prompt, Sample, Sampling, Steering
 
 # Adapters held at once; each takes the GPU's memory whether in use or not. More than these are served in rounds.
@@ -90,10 +93,22 @@ class VllmEngine:
 
     def sample(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[Finished]:
         """Draw one sample a prompt; at least a quarter of what is in flight is yielded together."""
+        return self._draw(prompts, sampling, watched=False)
+
+    def displacements(self, prompts: Sequence[Prompt]) -> list[Displacement]:
+        """Return how far the stream of each prompt moves at each block; the engine was started to steer."""
+        for _ in self._draw(prompts, Sampling(0.0, WATCHED_TOKENS, len(prompts)), watched=True):
+            pass
+        workers = self._engine.collective_rpc("displacements")
+        return [_displacement(*found) for found in chain.from_iterable(workers)]
+
+    def _draw(self, prompts: Sequence[Prompt], sampling: Sampling, *, watched: bool) -> Iterator[Finished]:
         steerings = {id(prompt.steering): prompt.steering for prompt in prompts if prompt.steering}
         names = {key: json.dumps(steering.identity()) for key, steering in steerings.items()}
         if steerings:
             self._steer({names[key]: _directions(steering) for key, steering in steerings.items()})
+        if watched:  # after that, since hooks run in the order in which they were put on
+            self._engine.collective_rpc("watch", args=(len(prompts),))
 
         # Neighbours share adapter, steering and the beginning of their prompts, and so the prefix cache.
         def place(index: int) -> tuple[str, str, tuple[int, ...]]:
@@ -152,13 +167,14 @@ class VllmEngine:
         if steering:
             # Without a salt the prefix cache hands steered keys and values to other requests.
             content["cache_salt"] = steering
+        arguments = {vllm_steering.INDEX: int(name)} | ({vllm_steering.ARGUMENT: steering} if steering else {})
         parameters = SamplingParams(
             temperature=sampling.temperature,
             max_tokens=sampling.max_tokens,
             seed=prompt.seed,
             stop_token_ids=self._ends,
             structured_outputs=StructuredOutputsParams(json=sampling.schema) if sampling.schema else None,
-            extra_args={vllm_steering.ARGUMENT: steering} if steering else None,
+            extra_args=arguments,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
@@ -212,3 +228,9 @@ def _directions(steering: Steering) -> dict[int, bytes]:
     """Return what is added after each block, per unit of the residual's norm, as fp32 bytes."""
     vectors = {block: vector.float() for block, vector in steering.vectors.items()}
     return {block: (steering.alpha * v / v.norm()).contiguous().numpy().tobytes() for block, v in vectors.items()}
+
+
+def _displacement(prompt: int, block: int, mean: bytes, largest: float) -> Displacement:
+    """Return what a worker noted; a mean is empty where nothing moved."""
+    moved = torch.frombuffer(bytearray(mean), dtype=torch.float32) if mean else torch.zeros(1)
+    return Displacement(prompt, block, moved, largest)

@@ -1,8 +1,8 @@
 """Steering inside vLLM's workers: hooks on the decoder blocks, chosen request by request.
 
 vLLM mixes `Extension` into each worker's class and calls its methods by name, also in other processes. Every
-request names its steering in ``SamplingParams.extra_args``. The hooks only run in eager mode and read the
-batch of the V1 model runner; `perfmis.engines.vllm` asks for both.
+request names its steering in ``SamplingParams.extra_args``, and which prompt it is. The hooks only run in eager mode
+and read the batch of the V1 model runner; `perfmis.engines.vllm` asks for both.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-ARGUMENT = "steering"
+    from perfmis.engines.displacement import Seen
+
+ARGUMENT, INDEX = "steering", "prompt"
 Directions = dict[str, dict[int, bytes]]
 
 
@@ -37,6 +39,32 @@ class Extension:
             # Under pipeline parallelism the others' blocks are placeholders, which are never called.
             self._steering_handles.append(blocks[index].register_forward_hook(hook))
 
+    def watch(self, prompts: int) -> None:
+        """Note from now on how far the stream of each prompt moves, hooks that are there already included.
+
+        Args:
+            prompts: How many they are.
+        """
+        from perfmis.engines.displacement import Watch
+
+        self._watch = Watch(prompts)
+        seen = self._watch.rows(range(prompts), self.model_runner.device)
+        self._watching_handles: list[Any] = []
+        for index, block in enumerate(self.model_runner.model.model.layers):
+            first, last = _watching(self.model_runner, index, seen)
+            self._watching_handles += [
+                block.register_forward_hook(first, prepend=True),
+                block.register_forward_hook(last),
+            ]
+
+    def displacements(self) -> list[tuple[int, int, bytes, float]]:
+        """Return what was noted, as prompt, block, mean (fp32) and largest; and note no more."""
+        for handle in self._watching_handles:
+            handle.remove()
+        found = self._watch.displacements()
+        del self._watch
+        return [(d.prompt, d.block, d.mean.numpy().tobytes() if d.largest else b"", d.largest) for d in found]
+
 
 class _Hook:
     """Adds each token's vector to the residual stream after one block."""
@@ -49,9 +77,7 @@ class _Hook:
         rows = self._token_rows()
         if rows is None:
             return output
-        # A block leaves the sum of its last part and the residual to the next one's norm.
-        hidden, residual = output if isinstance(output, tuple) else (output, None)
-        stream = hidden if residual is None else hidden + residual
+        hidden, stream = output[0] if isinstance(output, tuple) else output, _stream(output)
         # Parallel engines pad the batch; the rows that follow the last token stay as they are.
         tokens = rows.shape[0]
         hidden[:tokens] += self._table[rows] * stream[:tokens].norm(dim=-1, keepdim=True)
@@ -61,14 +87,49 @@ class _Hook:
         """Return each token's row of the table, shape (tokens,); None when nothing in the batch is steered."""
         import torch
 
-        batch = self._runner.input_batch
-        asked = [self._runner.requests[name].sampling_params.extra_args or {} for name in batch.req_ids]
-        of_request = [self._rows.get(arguments.get(ARGUMENT, ""), 0) for arguments in asked]
+        of_request = [self._rows.get(arguments.get(ARGUMENT, ""), 0) for arguments in _arguments(self._runner)]
         if not any(of_request):
             return None
-        starts = torch.from_numpy(self._runner.query_start_loc.np[: batch.num_reqs + 1])
-        rows = torch.repeat_interleave(torch.tensor(of_request), starts.diff().long())
+        rows = torch.repeat_interleave(torch.tensor(of_request), _lengths(self._runner))
         return rows.to(self._table.device, non_blocking=True)
+
+
+def _arguments(runner: Any) -> list[dict[str, Any]]:
+    """Return what each request of the batch was sent along with."""
+    return [runner.requests[name].sampling_params.extra_args or {} for name in runner.input_batch.req_ids]
+
+
+def _lengths(runner: Any) -> "torch.Tensor":
+    """Return how many tokens of each request are in the batch, (requests,)."""
+    import torch
+
+    starts = torch.from_numpy(runner.query_start_loc.np[: runner.input_batch.num_reqs + 1])
+    return starts.diff().long()
+
+
+def _watching(runner: Any, block: int, seen: "Seen") -> tuple[Any, Any]:
+    """Return the hook that runs before, and the one that runs after those that steer a block."""
+    import torch
+
+    outputs: list[torch.Tensor] = []
+
+    def first(_module: Any, _inputs: Any, output: Any) -> None:
+        outputs.append(_stream(output).clone())
+
+    def last(_module: Any, _inputs: Any, output: Any) -> None:
+        prompts = torch.tensor([arguments[INDEX] for arguments in _arguments(runner)])
+        rows = torch.repeat_interleave(prompts, _lengths(runner))
+        before, after = outputs.pop()[: len(rows)], _stream(output)[: len(rows)]
+        seen(block, before, after, rows.to(after.device))
+
+    return first, last
+
+
+def _stream(output: Any) -> "torch.Tensor":
+    """Return the residual stream: a block leaves the sum of its last part and the residual to the next one's norm."""
+    hidden, residual = output if isinstance(output, tuple) else (output, None)
+    stream: torch.Tensor = hidden if residual is None else hidden + residual
+    return stream
 
 
 def _table(directions: Directions, block: int, device: Any, dtype: Any) -> "torch.Tensor":
