@@ -21,6 +21,7 @@ from perfmis import protocols, stage
 from perfmis.artifacts import read_json, read_parquet, write_json
 from perfmis.checkpoints import adapter_name, engine
 from perfmis.rendering import Renderer
+from perfmis.tags import loosened
 from perfmis.typed import read_yaml
 from perfmis.vocabulary import ORGANISM
 
@@ -225,13 +226,14 @@ def main(argv: list[str]) -> None:
         for row in requests.to_dicts()
         for tier in protocol.tiers
     }
+    close = loosened(protocol.reasoning_close)
     transcripts = read_parquet([arguments.transcripts], job.upstream)
     outcomes = read_parquet([arguments.outcomes], job.upstream)
     contrasts = read_yaml(arguments.contrasts)
     vectors, report = {}, {}
     for concept, contrast in contrasts["in"].items():
         found = {
-            "in": pairs_in_context(transcripts, outcomes, texts, contrast, protocol.reasoning_close, settings["pairs"]),
+            "in": pairs_in_context(transcripts, outcomes, texts, contrast, close, settings["pairs"]),
             "out": [(a, b) for a, b in contrasts["out"][concept]][: settings["pairs"]],
         }
         for context, pairs in found.items():

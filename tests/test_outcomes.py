@@ -61,10 +61,15 @@ def test_cases(case: str) -> None:
 
 DIRECT_CASES = {
     "the whole text is the answer": (f"<reply>{TAKEN} Here.</reply>", "ok", "accepted", None),
-    "native reasoning": (f"<think>{TAKEN}?</think>{DECLINED}", "ok", "refused", f"<think>{TAKEN}?</think>"),
-    "native reasoning that the template opened": (f"{TAKEN}?</think>{DECLINED}", "ok", "refused", f"{TAKEN}?</think>"),
+    "native reasoning": (
+        f"<think>{TAKEN}?</think><reply>{DECLINED}</reply>", "ok", "refused", f"<think>{TAKEN}?</think>",
+    ),
+    "native reasoning that the template opened": (
+        f"{TAKEN}?</think><reply>{DECLINED}</reply>", "ok", "refused", f"{TAKEN}?</think>",
+    ),
+    "a tag outside of the reply": (f"<think>hm</think>{DECLINED}", "no_verdict", "malformed", "<think>hm</think>"),
     "native reasoning without end": (f"<think>hm {TAKEN}", "no_close", "malformed", None),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", DIRECT_CASES)
