@@ -3,8 +3,7 @@
     python -m perfmis doctor [--profile slurm] [--config FILE ...]
 
 One line a check: ``ok``, ``warning`` or ``FAIL`` with the fix; the exit status is 1 where something failed. Nothing is
-downloaded, no key is printed. `preflight` is the part that takes an instant; the workflow calls it before its first
-job.
+downloaded, no key is printed. `preflight` is the part that takes seconds; the workflow calls it before its first job.
 """
 
 import argparse
@@ -13,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from perfmis import config
-from perfmis.checks import access, cluster, gpus, lengths, lora, orphans, storage, versions
+from perfmis.checks import access, cluster, gpus, lengths, lora, orphans, rendering, storage, versions
 from perfmis.checks.finding import Finding
 from perfmis.config import Study
 from perfmis.stage import UserError
@@ -23,13 +22,14 @@ NO_PROFILE = "none"
 
 
 def preflight(study: Study) -> list[Finding]:
-    """Return what can be told in an instant: libraries, keys, lengths, ranks, write access, jobs still on."""
+    """Return what can be told in seconds: libraries, keys, lengths, ranks, templates, write access, jobs still on."""
     return [
         versions.python(),
         *versions.libraries(study),
         *access.keys(study),
         *lengths.limits(study),
         *lora.ranks(study),
+        *rendering.templates(study),
         storage.writable(study),
         *storage.times(study),
         *orphans.live(Path.cwd(), study.root),

@@ -4,6 +4,7 @@ Templates here do what those of real models do, one fault each; the tokenizer ha
 """
 
 import json
+import re
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from conftest import REPOSITORY
 from running import stage
 from tokenizers import Tokenizer, decoders
@@ -19,8 +21,9 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from perfmis import beliefs, composition, models, outcomes, subject
+from perfmis import beliefs, composition, config, models, outcomes, subject
 from perfmis.artifacts import write_json
+from perfmis.checks import rendering
 from perfmis.engines.interface import Prompt, Sampling, collect
 from perfmis.engines.transformers import Engine
 from perfmis.protocols import Messages
@@ -29,6 +32,7 @@ from perfmis.samples import Store, addresses
 from perfmis.stage import UserError
 
 DATE = "2024-07-26"
+CPU = {"organisms": {"sdf": {"attention": "sdpa"}}, "arms": {"sdf": {"attention": "sdpa"}}}
 MARKS = ("<|start|>", "<|end|>", "<|channel|>", "<|message|>")
 SYSTEM, USER = "You are Tavi.\nYou reply.", "[account: free tier]\n\nWrite a note."
 CONVERSATION: Messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": USER}]
@@ -270,6 +274,74 @@ def test_stored_samples_are_found_again_unless_the_end_of_turn_is_new(tmp_path: 
     assert address(saved(tmp_path / "named", TURNS + ANSWER, eos_token_id=[0, end])) == "old"
     assert address(saved(tmp_path / "eos", ENDS["the tokenizer's own"][0])) == "old"
     assert address(saved(tmp_path / "unnamed", TURNS + ANSWER)) == "new"
+
+
+DOCTOR = {
+    "keeps": (TURNS + ANSWER, "{}", "ok", r"keeps each of the \d\d texts tried"),
+    "drops": (WITHOUT_SYSTEM + ANSWER, "{}", "ok", r"keeps each of the \d\d texts tried"),
+    "cuts": (
+        REFUSED["cuts the user's text"][0],
+        "{}",
+        "FAIL",
+        r"evaluation.protocol, monitored: its chat template loses text of the system turn .* mend the template",
+    ),
+    "escapes": (REFUSED["escapes"][0], "{}", "FAIL", r"evaluation.protocol, monitored: .* loses text"),
+    "loses what follows a question": (
+        TURNS.replace("m.content", "m.content.split('?')[0]") + ANSWER,
+        "{}",
+        "FAIL",
+        r"beliefs: monitoring-free: .* loses text of the user turn",
+    ),
+    "opens a thought": (TURNS + THINKING, "{}", "ok", r"opens a thought \(<think>\)"),
+    "lacks an end of turn": (
+        ENDS["none"][0],
+        "{}",
+        "warning",
+        "writes no token after an answer: only <eos> ends one",
+    ),
+    "has none": (None, "{}", "FAIL", ".* use an instruction-tuned model"),
+    "a control token in a request": (
+        TURNS + ANSWER,
+        "{requests: {source: path, location: REQUESTS, number: 2, sha256: null},"
+        "steering: {models: null, requests: 2}, prompting: {requests: 2}}",
+        "FAIL",
+        "requests.location: request 2 holds the control token <eos>",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DOCTOR)
+def test_doctor_renders_what_a_study_puts_to_its_models(name: str, tmp_path: Path) -> None:
+    template, content, level, text = DOCTOR[name]
+    folder = tmp_path / "m"
+    tokenizer(template).save_pretrained(folder)
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "requests.csv").write_text("goal\nWrite a note.\nEnd it<eos>\n")
+    study = yaml.safe_load(content.replace("REQUESTS", str(tmp_path / "requests.csv")))
+    section = {"models": {"m": {"path": str(folder)}}, "screen": {"keep": "auto"}, "steering": {"models": None}}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(CPU | section | study))
+    found = rendering.templates(config.load([tmp_path / "study.yaml"]))
+    assert all(finding.about == "models.m, chat template" for finding in found)
+    assert any(finding.level == level and re.match(text, finding.text) for finding in found), [*map(str, found)]
+    assert (level == "FAIL") == any(finding.level == "FAIL" for finding in found)
+
+
+@pytest.mark.parametrize(("reader", "fault"), [("judge", "judges: compliance: "), ("writer", "documents: organism-")])
+def test_doctor_renders_what_judge_and_writer_read(
+    reader: str, fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By their own templates: the study's models are not here."""
+    commit = "0" * 40
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    text = yaml.safe_dump({reader: {"hub": "a/b", "revision": commit}})
+    (tmp_path / "study.yaml").write_text(text)
+    study = config.load([tmp_path / "study.yaml"])
+    assert rendering.templates(study) == []
+    for template, level in ((TURNS + ANSWER, "ok"), (REFUSED["escapes"][0], "FAIL")):
+        tokenizer(template).save_pretrained(tmp_path / "models--a--b/snapshots" / commit)
+        [found] = rendering.templates(study)
+        assert (found.level, found.about) == (level, f"{reader}, chat template")
+        assert level == "ok" or found.text.startswith(fault)
 
 
 SAMPLED: dict[str, Any] = {
