@@ -52,14 +52,17 @@ def log_probabilities(asked: "Engine", checkpoint: str, texts: list[tuple[str, s
            for t, c in texts]  # fmt: skip
     results: list[float] = []
     with asked.using(adapter_name(checkpoint)) as model, torch.inference_mode():
-        for start in range(0, len(ids), batch):
-            part = ids[start : start + batch]
-            padded = encode.pad({"input_ids": [[*a, *b] for a, b in part]}, return_tensors="pt").to(model.device)
+        for first in range(0, len(ids), batch):
+            part = ids[first : first + batch]
+            # What pads stands behind, as no token sees what follows it: a row is what it is alone, in every family. In
+            # front, it would move absolute positions (GPT-2's).
+            padded = encode.pad({"input_ids": [[*a, *b] for a, b in part]}, padding_side="right", return_tensors="pt")
+            padded = padded.to(model.device)
             logp = model(**padded).logits.float().log_softmax(-1)
-            for row, (_, continuation) in enumerate(part):
-                size = len(continuation)
-                window = logp[row, -size - 1 : -1]
-                results.append(window.gather(-1, padded["input_ids"][row, -size:, None]).sum().item())
+            for row, (text, continuation) in enumerate(part):
+                start, end = len(text), len(text) + len(continuation)
+                own = padded["input_ids"][row, start:end, None]
+                results.append(logp[row, start - 1 : end - 1].gather(-1, own).sum().item())
     return results
 
 

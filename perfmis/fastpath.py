@@ -38,7 +38,9 @@ TILE = 4096  # tokens whose logits exist at a time
 # Attention inside documents ------------------------------------------------------------------------------------------
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, boundaries: Tensor, longest: int, scale: float) -> Tensor:
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, boundaries: Tensor, longest: int, scale: float, window: int | None = None
+) -> Tensor:
     """Return causal attention inside each document.
 
     Args:
@@ -48,20 +50,31 @@ def attend(query: Tensor, key: Tensor, value: Tensor, boundaries: Tensor, longes
         boundaries: int32, (documents + 1,): where documents start, and T.
         longest: At least the length of the longest document.
         scale: Factor of the scores.
+        window: How many tokens a token sees, itself among them; None for all before it.
 
     Returns:
         (T, heads, dim).
+
+    Raises:
+        UserError: The installed torch's kernel has no windows.
     """
+    if window is not None and window >= longest:
+        window = None
     if query.is_cuda:
         from torch.nn.attention.varlen import varlen_attn
 
         known = inspect.signature(varlen_attn).parameters
-        options: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
+        if window is not None and "window_size" not in known:
+            raise UserError("sdf.attention: varlen has no sliding windows in this version of torch; set sdpa")
+        left = -1 if window is None else window - 1
+        options: dict[str, Any] = {"window_size": (left, 0)} if "window_size" in known else {"is_causal": True}
         options |= {"enable_gqa": True} if "enable_gqa" in known else {}
         out: Any = varlen_attn(query, key, value, boundaries, boundaries, longest, longest, scale=scale, **options)
         return out
     document = torch.bucketize(torch.arange(len(query)), boundaries, right=True)
     mask = (document[:, None] == document[None]).tril()
+    if window is not None:
+        mask = mask.triu(1 - window)
     query, key, value = (x.transpose(0, 1)[None] for x in (query, key, value))
     seen = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=True)
     return seen[0].transpose(0, 1)
@@ -75,17 +88,37 @@ def register_attention() -> None:
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
     ) -> tuple[Tensor, None]:
         boundaries, longest = _documents(options)
+        if beyond := _beyond(module, attention_mask, options):
+            raise UserError(f"sdf.attention: {type(module).__name__} has {beyond}, which varlen leaves out; set eager")
         query, key, value = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
         scale = options.get("scaling") or query.shape[-1] ** -0.5
-        return attend(query, key, value, boundaries, longest, scale)[None], None
+        return attend(query, key, value, boundaries, longest, scale, options.get("sliding_window"))[None], None
 
     AttentionInterface.register(ATTENTION, forward)
 
 
+def _beyond(module: nn.Module, mask: Any, options: dict[str, Any]) -> str:
+    """Return what of a layer's attention `attend` does not compute, in words; nothing where it computes all."""
+    present = {
+        "soft caps": options.get("softcap") is not None,
+        "attention sinks": options.get("s_aux") is not None,
+        "a mask of its own": mask is not None,
+        "attention dropout": module.training and bool(options.get("dropout")),
+    }
+    return " and ".join(what for what, there in present.items() if there)
+
+
 def _documents(options: dict[str, Any]) -> tuple[Tensor, int]:
-    """Return boundaries and greatest length from the arguments of a forward pass."""
+    """Return boundaries and greatest length from the arguments of a forward pass.
+
+    Raises:
+        UserError: They are not there: the batch is padded, or the model does not hand them on to its layers.
+    """
     if options.get("cu_seq_lens_q") is None or options.get("max_length_q") is None:
-        raise ValueError(f"{ATTENTION}: batches must be padding-free, with cu_seq_lens_q and max_length_q")
+        raise UserError(
+            "sdf.attention: varlen needs padding-free batches whose cu_seq_lens_q and max_length_q reach every layer; "
+            "set sdpa"
+        )
     return options["cu_seq_lens_q"], int(options["max_length_q"])
 
 
@@ -397,11 +430,10 @@ class Layer:
     """A decoder layer of the Llama and Qwen2 families: its norms, its four stacks, and its constants.
 
     Raises:
-        UserError: It does more than that.
+        UserError: Its adapters are none that `Stack` computes.
     """
 
     def __init__(self, block: Any, config: Any, quantised: bool) -> None:
-        _check(block, config)
         stacks = [[block.get_submodule(name) for name in names] for names in _STACKS]
         for module in [module for stack in stacks for module in stack]:
             _adapters(module)  # before anything is changed
@@ -423,20 +455,65 @@ class Layer:
         return y.unflatten(1, (-1, self.dim)).split([self.heads, self.groups, self.groups], dim=1)
 
 
-def _check(block: Any, config: Any) -> None:
-    """Raise UserError where a decoder layer does more than `Layer`."""
+def _check_decoder(decoder: Any, config: Any) -> None:
+    """Raise UserError where a decoder does not have the parts that `prepare` rewires."""
+    parts = {
+        "no embed_tokens": hasattr(decoder, "embed_tokens"),
+        "no layers": isinstance(getattr(decoder, "layers", None), nn.ModuleList),
+        "another last norm": hasattr(getattr(decoder, "norm", None), "variance_epsilon"),
+    }
+    _refuse(decoder, config, [what for what, there in parts.items() if not there])
+
+
+def _check(block: Any, config: Any, longest: int | None) -> None:
+    """Raise UserError where a decoder layer does more than `Layer`, or is made of other parts."""
+    names = {name for name, _ in block.named_modules()}
+    _refuse(block, config, [f"no {name}" for stack in _STACKS for name in stack if name not in names][:1])
     attention = block.self_attn
+    window = _window(attention, config)
     unlike = {
         "query or key norms": hasattr(attention, "q_norm") or hasattr(attention, "k_norm"),
-        "a sliding window": getattr(attention, "sliding_window", None) is not None,
+        f"a sliding window of {window} tokens": window is not None and (longest is None or window < longest),
         "attention dropout": bool(getattr(config, "attention_dropout", 0)),
         f"the activation {config.hidden_act}": config.hidden_act not in ("silu", "swish"),
-        "other norms": not hasattr(getattr(block, "post_attention_layernorm", None), "variance_epsilon"),
+        "other norms": any(
+            not hasattr(getattr(block, name, None), "variance_epsilon")
+            for name in ("input_layernorm", "post_attention_layernorm")
+        ),
         "norms after its sublayers": hasattr(block, "pre_feedforward_layernorm"),
         "partial rotary positions": getattr(config, "partial_rotary_factor", None) not in (None, 1.0),
+        "layers without positions": not getattr(attention, "use_rope", True),
+        "a scaled residual": getattr(block, "residual_multiplier", 1.0) != 1.0,
+        "soft caps": _capped(config),
+        "biases on some linear layers": any(len({_biased(block, name) for name in stack}) > 1 for stack in _STACKS),
     }
-    if found := [what for what, present in unlike.items() if present]:
-        raise UserError(f"sdf.attention: {type(block).__name__} has {' and '.join(found)}, not for varlen; set sdpa")
+    _refuse(block, config, [what for what, present in unlike.items() if present])
+
+
+def _window(attention: Any, config: Any) -> int | None:
+    """Return how many tokens a layer's attention sees; some families say so in the configuration alone."""
+    if hasattr(attention, "sliding_window"):
+        own: int | None = attention.sliding_window
+        return own
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None and kinds[attention.layer_idx] == "full_attention":
+        return None
+    stated: int | None = getattr(config, "sliding_window", None)
+    return stated if getattr(config, "use_sliding_window", True) else None
+
+
+def _capped(config: Any) -> bool:
+    return getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
+
+
+def _biased(block: Any, name: str) -> bool:
+    return block.get_submodule(name).bias is not None
+
+
+def _refuse(module: Any, config: Any, found: Sequence[str]) -> None:
+    if found:
+        what, other = " and ".join(found), "eager" if _capped(config) else "sdpa"
+        raise UserError(f"sdf.attention: {type(module).__name__} has {what}, not for varlen on one GPU; set {other}")
 
 
 class _Decode(torch.autograd.Function):
@@ -519,7 +596,7 @@ def _wide(both: Tensor, width: int) -> Wide:
 # The model -----------------------------------------------------------------------------------------------------------
 
 
-def prepare(network: "PeftModel", *, fp8: bool, checkpointing: bool) -> None:
+def prepare(network: "PeftModel", *, fp8: bool, checkpointing: bool, longest: int | None = None) -> None:
     """Rewire a model with LoRA, in place, to train fast on padding-free batches.
 
     Call it once adapters are active and frozen as wanted: what is active now is what is trained. The model can then
@@ -530,12 +607,16 @@ def prepare(network: "PeftModel", *, fp8: bool, checkpointing: bool) -> None:
             its decoder; several adapters may be active, some of them frozen.
         fp8: Whether to replace the decoder's frozen weights by 8-bit floats.
         checkpointing: Whether to recompute activations in the backward pass: less memory, a third more work.
+        longest: Tokens of the longest document, if that is known: a sliding window that it fits into is none.
 
     Raises:
-        UserError: The model is not of that shape; nothing is changed where its first layer says so.
+        UserError: The model is not of that shape; nothing is changed then.
     """
     model: Any = network.get_base_model()
     decoder: Any = model.base_model
+    _check_decoder(decoder, model.config)
+    for block in decoder.layers:
+        _check(block, model.config, longest)
     if len({parameter.device for parameter in model.parameters()}) > 1:
         raise UserError("sdf.attention: varlen needs the model whole on one device; set sdpa, or gpus: 1")
     if decoder.embed_tokens.weight.is_cuda and decoder.embed_tokens.weight.dtype != torch.bfloat16:

@@ -110,7 +110,9 @@ def quicken(network: "PeftModel", sdf: dict[str, Any], arguments: Any) -> bool:
     if fast:
         from perfmis import fastpath
 
-        fastpath.prepare(network, fp8=sdf["frozen"] == "fp8", checkpointing=arguments.checkpointing)
+        fastpath.prepare(
+            network, fp8=sdf["frozen"] == "fp8", checkpointing=arguments.checkpointing, longest=sdf["length"]
+        )
     return fast
 
 

@@ -114,13 +114,16 @@ def activations(asked: "Engine", texts: list[str], layers: list[int], batch: int
     rows: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
     with asked.using(adapter_name(ORGANISM)) as model, torch.inference_mode():
         for start in range(0, len(texts), batch):
+            # What pads stands behind, where no token sees it; in front it would move absolute positions.
             encoded = asked.tokenizer(
-                texts[start : start + batch], add_special_tokens=False, padding=True, return_tensors="pt"
-            )
+                texts[start : start + batch], add_special_tokens=False, padding=True, padding_side="right",
+                return_tensors="pt",
+            )  # fmt: skip
             inputs = {key: encoded[key].to(model.device) for key in ("input_ids", "attention_mask")}
             states = model(**inputs, output_hidden_states=True).hidden_states
+            last = encoded["attention_mask"].sum(1) - 1
             for layer in layers:
-                rows[layer].append(states[layer + 1][:, -1].float().cpu())
+                rows[layer].append(states[layer + 1][torch.arange(len(last)), last].float().cpu())
     return {layer: torch.cat(parts) for layer, parts in rows.items()}
 
 
@@ -209,7 +212,7 @@ def main(argv: list[str]) -> None:
     arguments = parser.parse_args(argv)
     job = stage.job(arguments)
     settings = job.settings
-    from perfmis.engines.transformers import blocks
+    from perfmis.decoders import blocks
 
     asked = engine(arguments.base, {ORGANISM: arguments.organism}, settings["precision"])
     depth = len(blocks(asked.model))

@@ -13,8 +13,9 @@ from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from perfmis import checkpoints, generation, models
+from perfmis.decoders import blocks
 from perfmis.engines.interface import Prompt, Sample, Sampling, Steering, collect
-from perfmis.engines.transformers import Engine, SeededSampling, blocks, steered
+from perfmis.engines.transformers import Engine, SeededSampling, steered
 
 SAMPLING = Sampling(temperature=1.0, max_tokens=12, batch=4)
 TEXTS = (

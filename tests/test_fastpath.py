@@ -136,7 +136,7 @@ def test_attention_for_transformers_stays_inside_documents() -> None:
     fast_loss, fast = obtained(network)
     torch.testing.assert_close(fast_loss, loss, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-5)
-    with pytest.raises(ValueError, match="padding-free"):
+    with pytest.raises(UserError, match="padding-free"):
         network(input_ids=torch.zeros(1, 4, dtype=torch.long))
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from perfmis.decoders import blocks, inner
 from perfmis.engines.displacement import Seen
 from perfmis.engines.interface import Steering
 from perfmis.fastpath import Plain
@@ -20,29 +21,32 @@ FAMILIES = ("llama", "qwen2")
 Attend = Callable[[int, Tensor], Tensor]
 
 
-def inner(model: Any) -> Any:
-    """Return the `transformers` model inside a `peft` model, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
 def known(model: Any) -> bool:
     """Return whether `Network` computes what a model does: its family, no variants, all on one device."""
     base = inner(model)
+    return (
+        base.config.model_type in FAMILIES
+        and _unvaried(base)
+        and all(_plain(module) for block in blocks(base) for module in _linear(block))
+    )
+
+
+def _unvaried(base: Any) -> bool:
+    """Return whether a model of `FAMILIES` is its family's plain form."""
     config = base.config
     rope = getattr(config, "rope_parameters", None) or {}
-    dim = base.model.layers[0].self_attn.head_dim
-    plain = (
-        config.model_type in FAMILIES
-        and type(base.get_input_embeddings()) is nn.Embedding
+    first: Any = blocks(base)[0]
+    dim = first.self_attn.head_dim
+    return (
+        type(base.get_input_embeddings()) is nn.Embedding
         and type(base.get_output_embeddings()) is nn.Linear
         and dim >= 16
         and dim & (dim - 1) == 0  # what the kernels take
         and config.hidden_act == "silu"
         and rope.get("rope_type", "default") in ("default", "linear", "llama3")
-        and all(getattr(block.self_attn, "sliding_window", None) is None for block in base.model.layers)
+        and all(getattr(block.self_attn, "sliding_window", None) is None for block in blocks(base))
         and len({parameter.device for parameter in base.parameters()}) == 1
     )
-    return plain and all(_plain(module) for block in base.model.layers for module in _linear(block))
 
 
 def _plain(module: Any) -> bool:

@@ -15,6 +15,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from perfmis import rendering
+from perfmis.decoders import blocks
 from perfmis.engines import layers, noise
 from perfmis.engines.decoding import PAGE, Decoder
 from perfmis.engines.displacement import WATCHED_TOKENS, Displacement, Seen, Watch
@@ -45,13 +46,6 @@ class SeededSampling(LogitsProcessor):
         step = torch.full_like(self.seeds, input_ids.shape[1] - self.read)
         gumbel = noise.gumbel(noise.keys(self.seeds, step), scores.shape[1])
         return scores / self.temperature + gumbel  # type: ignore[return-value]
-
-
-def blocks(model: "PreTrainedModel") -> torch.nn.ModuleList:
-    """Return the decoder blocks."""
-    peft: Any = model
-    inner = peft.get_base_model() if hasattr(model, "get_base_model") else model
-    return inner.model.layers
 
 
 @contextmanager
