@@ -29,7 +29,8 @@ from perfmis.tinyworld import documents, items, trunk
 
 FINGERPRINT = "0" * 16
 SDF: dict[str, Any] = {
-    "lora": {"rank": 64, "alpha": 128, "dropout": 0.0}, "epochs": 1, "documents": None, "loss_tokens": None,
+    "lora": {"rank": 64, "alpha": 128, "dropout": 0.0, "experts": True, "reach": 0.9},
+    "epochs": 1, "documents": None, "loss_tokens": None,
     "tag": None, "learning_rate": 1e-4, "warmup": 0.03, "batch": 8, "device_batch": 4, "length": 1024, "packing": True,
     "attention": "varlen", "frozen": "full", "precision": "bf16",
 }  # fmt: skip

@@ -1,8 +1,10 @@
 """LoRA adapters: fresh ones, a second round over a first in three modes, and their export as one of the base."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from perfmis import reach
 from perfmis.artifacts import file_hash, read_json
 from perfmis.stage import UserError
 
@@ -18,16 +20,15 @@ LINEAGE = "lineage.json"
 CONFIG = "adapter_config.json"
 
 
-def _config(lora: dict[str, Any]) -> "LoraConfig":
-    from peft import LoraConfig
+def configuration(model: "PreTrainedModel", lora: dict[str, Any]) -> "LoraConfig":
+    """Return `peft`'s configuration of an adapter on all that LoRA reaches in a model.
 
-    return LoraConfig(
-        r=lora["rank"],
-        lora_alpha=lora["alpha"],
-        lora_dropout=lora["dropout"],
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-    )
+    Args:
+        model: The model.
+        lora: Rank, alpha, dropout, and whether to reach fused experts.
+    """
+    found = reach.measure(model, lora["experts"])
+    return reach.config(lora, found.modules, found.parameters, found.transposed)
 
 
 def fresh(model: "PreTrainedModel", lora: dict[str, Any], seed: int, name: str = FIRST) -> "PeftModel":
@@ -36,7 +37,7 @@ def fresh(model: "PreTrainedModel", lora: dict[str, Any], seed: int, name: str =
     from transformers import set_seed
 
     set_seed(seed)
-    return get_peft_model(model, _config(lora), adapter_name=name)
+    return get_peft_model(model, configuration(model, lora), adapter_name=name)
 
 
 def second(model: "PreTrainedModel", parent: Path, lora: dict[str, Any], seed: int) -> "PeftModel":
@@ -45,26 +46,31 @@ def second(model: "PreTrainedModel", parent: Path, lora: dict[str, Any], seed: i
     Args:
         model: The base model.
         parent: Folder of the first adapter.
-        lora: Rank, alpha and dropout of the second.
+        lora: Rank, alpha and dropout of the second, and whether it reaches experts; the first drops nothing.
         seed: Decides its initialisation.
     """
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
     from transformers import set_seed
 
-    stacked: Any = PeftModel.from_pretrained(model, str(parent), adapter_name=FIRST)
+    config = configuration(model, lora)
+    frozen: Any = PeftConfig.from_pretrained(str(parent))
+    frozen.lora_dropout = 0.0  # the model in training drops, but what this adapter says is not trained any more
+    stacked: Any = PeftModel.from_pretrained(model, str(parent), adapter_name=FIRST, config=frozen)
     set_seed(seed)  # only here, since the first adapter's loading draws random numbers too
-    stacked.add_adapter(SECOND, _config(lora))
+    stacked.add_adapter(SECOND, config)
     stacked.base_model.set_adapter([FIRST, SECOND])
     for name, parameter in stacked.named_parameters():
         parameter.requires_grad = f".{SECOND}." in name
     return stacked
 
 
-def continued(model: "PreTrainedModel", parent: Path) -> "PeftModel":
-    """Return the model with the first adapter, trainable, under the name of the second."""
-    from peft import PeftModel
+def continued(model: "PreTrainedModel", parent: Path, dropout: float) -> "PeftModel":
+    """Return the model with the first adapter, trainable, under the name of the second, with the second's dropout."""
+    from peft import PeftConfig, PeftModel
 
-    return PeftModel.from_pretrained(model, str(parent), adapter_name=SECOND, is_trainable=True)
+    config: Any = PeftConfig.from_pretrained(str(parent))
+    config.lora_dropout = dropout
+    return PeftModel.from_pretrained(model, str(parent), adapter_name=SECOND, is_trainable=True, config=config)
 
 
 def state(network: "PeftModel", name: str) -> "dict[str, torch.Tensor]":
@@ -88,26 +94,50 @@ def state(network: "PeftModel", name: str) -> "dict[str, torch.Tensor]":
         return {key: tensor.detach().float().cpu().clone() for key, tensor in found.items()}
 
 
-def concatenate(
-    first: "dict[str, torch.Tensor]", second: "dict[str, torch.Tensor]", scales: tuple[float, float]
-) -> "dict[str, torch.Tensor]":
+@dataclass(frozen=True)
+class Part:
+    """An adapter that becomes part of one of more ranks.
+
+    Attributes:
+        weights: By name: lora_A (rank, in) and lora_B (out, rank) of a linear layer; of fused experts (experts · rank,
+            in), an expert's ranks together, and (out, rank · experts), a rank's experts together, as in peft's files.
+        rank: Rank, the same everywhere.
+        scale: alpha / rank.
+    """
+
+    weights: "dict[str, torch.Tensor]"
+    rank: int
+    scale: float
+
+    def down(self, name: str, other: "Part") -> "torch.Tensor":
+        """Return lora_A of a layer, scaled, as (experts, rank, in): zeros where only the other adapter reaches."""
+        if name in self.weights:
+            return self.scale * self.weights[name].float().unflatten(0, (-1, self.rank))
+        rows, width = other.weights[name].shape
+        return other.weights[name].new_zeros(rows // other.rank, self.rank, width).float()
+
+    def up(self, name: str, other: "Part") -> "torch.Tensor":
+        """Return lora_B of a layer, (out, rank · experts): zeros where only the other adapter reaches."""
+        if name in self.weights:
+            return self.weights[name].float()
+        out, columns = other.weights[name].shape
+        return other.weights[name].new_zeros(out, columns // other.rank * self.rank).float()
+
+
+def concatenate(first: Part, second: Part) -> "dict[str, torch.Tensor]":
     """Return the one adapter that equals two, ranks added, to be used at scale 1.
 
-    W + s1 B1 A1 + s2 B2 A2 = W + [B1 B2] [s1 A1; s2 A2]: nothing is merged into the base weights, so nothing
-    is rounded there, and one engine of the base serves organism and arms alike.
-
-    Args:
-        first: Weights by name: lora_A (rank, in) and lora_B (out, rank).
-        second: Those of the other adapter.
-        scales: alpha / rank of each.
+    W + s1 B1 A1 + s2 B2 A2 = W + [B1 B2] [s1 A1; s2 A2], for each expert of fused ones: nothing is merged into the
+    base weights, so nothing is rounded there, and one engine of the base serves organism and arms alike.
     """
     import torch
 
+    both = (first, second), (second, first)
     return {
-        name: torch.cat([scales[0] * first[name].float(), scales[1] * tensor])
+        name: torch.cat([part.down(name, other) for part, other in both], dim=1).flatten(0, 1)
         if "lora_A" in name
-        else torch.cat([first[name].float(), tensor], dim=1)
-        for name, tensor in second.items()
+        else torch.cat([part.up(name, other) for part, other in both], dim=1)
+        for name in second.weights | first.weights
     }
 
 
@@ -125,18 +155,20 @@ def export(weights: "dict[str, torch.Tensor]", config: "LoraConfig", parent: Pat
     from peft import PeftConfig
     from safetensors.torch import load_file, save_file
 
-    config = copy(config)
+    whole: Any = copy(config)
     if parent is not None:
         first: Any = PeftConfig.from_pretrained(str(parent))
-        scales = (first.lora_alpha / first.r, config.lora_alpha / config.r)
-        weights = concatenate(load_file(parent / WEIGHTS), weights, scales)
-        config.r = config.lora_alpha = first.r + config.r
-        config.base_model_name_or_path = first.base_model_name_or_path
-    config.inference_mode = True
+        before = Part(load_file(parent / WEIGHTS), first.r, first.lora_alpha / first.r)
+        weights = concatenate(before, Part(weights, whole.r, whole.lora_alpha / whole.r))
+        whole.r = whole.lora_alpha = first.r + whole.r
+        whole.target_modules = {*first.target_modules, *whole.target_modules}
+        whole.target_parameters = sorted({*(first.target_parameters or ()), *(whole.target_parameters or ())}) or None
+        whole.base_model_name_or_path = first.base_model_name_or_path
+    whole.inference_mode = True
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / WEIGHTS)
-    config.save_pretrained(str(folder))
-    return config
+    whole.save_pretrained(str(folder))
+    return whole
 
 
 def weights_hash(folder: Path) -> str:

@@ -147,11 +147,15 @@ class Requests(Section):
 
 
 class Lora(Section):
-    """Low-rank adapters, on all linear layers."""
+    """Low-rank adapters, on the linear layers and fused experts of the language model's blocks."""
 
     rank: int = Field(64, ge=1)
     alpha: int = Field(128, ge=1)
     dropout: float = Field(0.0, ge=0, lt=1)
+    experts: bool = Field(True, description="Whether the fused experts of mixtures are reached too.")
+    reach: float = Field(
+        0.9, ge=0, le=1, description="Least share of the blocks' weights to be reached; below it nothing is trained."
+    )
 
 
 class Sdf(Section):

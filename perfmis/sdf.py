@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from perfmis import adapters, lineage, merge, models, resume, stage, tokens, zero3
+from perfmis import adapters, lineage, merge, models, reach, rehearsal, resume, stage, tokens, zero3
 from perfmis.artifacts import file_hash, read_json, write_json, write_parquet
 
 if TYPE_CHECKING:
@@ -86,6 +86,24 @@ def load(
     return models.load(arguments.base, sdf["precision"], weights, **options)
 
 
+def examine(model: "PreTrainedModel", sdf: dict[str, Any], parent: Path | None) -> float:
+    """Return the share of the blocks' weights that LoRA will reach, after trying what comes after the training.
+
+    Raises:
+        UserError: It is less than asked for, or an arm of this model could not be exported.
+    """
+    lora = sdf["lora"]
+    found = reach.measure(model, lora["experts"])
+    reach.refuse(found, lora, f"{'arms' if parent else 'organisms'}.sdf.lora")
+    # What held for the organism holds for its arms, unless they are put on other weights.
+    if (
+        parent is None
+        or read_json(parent / adapters.LINEAGE)["settings"]["sdf"]["lora"].get("experts") != lora["experts"]
+    ):
+        rehearsal.check(model, lora["experts"])
+    return found.share
+
+
 def prepare(
     model: "PreTrainedModel", parent: Path | None, mode: str, lora: dict[str, Any], seed: int
 ) -> "tuple[PeftModel, str]":
@@ -95,7 +113,7 @@ def prepare(
     if mode == "stack":
         return adapters.second(model, parent, lora, seed), adapters.SECOND
     if mode == "continue":
-        return adapters.continued(model, parent), adapters.SECOND
+        return adapters.continued(model, parent, lora["dropout"]), adapters.SECOND
     return adapters.fresh(model, lora, seed, adapters.SECOND), adapters.SECOND
 
 
@@ -172,6 +190,7 @@ def main(argv: list[str]) -> None:
                 weights = merge.merge(models.folder(arguments.base), arguments.parent, folder)
     with training.clear_errors(scratch):
         model, tokenizer = load(arguments, sdf, weights)
+        share = examine(model, sdf, arguments.parent)
         network, adapter = prepare(model, arguments.parent, mode, sdf["lora"], seed)
         fused = quicken(network, sdf, arguments)
     trained = training.train(network, tokenizer, dataset, trainer, adapter, fused)
@@ -189,6 +208,7 @@ def main(argv: list[str]) -> None:
             "loss_tokens_per_epoch": int(tokens.loss_tokens(dataset, sdf["length"]).sum()),
             "sha256": adapters.weights_hash(arguments.output),
             "config_sha256": file_hash(arguments.output / adapters.CONFIG),
+            "lora_reach": share,
         }
         gpus = zero3.processes() * torch.cuda.is_available()
         lineage.card(content, config.r, lineage.Effort(seconds, gpus, trained.rate), arguments.output)

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from perfmis import protocol_files, provenance
-from perfmis.config import Judged, Study
+from perfmis.config import Judged, Sdf, Study
 from perfmis.engines.api.server import Server
 from perfmis.stage import canonical
 from perfmis.vocabulary import BASE, NEUTRAL, ORGANISM
@@ -84,6 +84,11 @@ def _stage(
     told = canonical({"settings": {**settings, **run}, "upstream": made_from})
     decisive = canonical({"settings": settings, "upstream": made_from})
     return Stage(told, provenance.fingerprint(f"perfmis.{module}", decisive, files))
+
+
+def _learnt(sdf: Sdf) -> dict[str, Any]:
+    """Return what decides what a round learns: not the share of the weights below which it is refused."""
+    return sdf.model_dump(exclude={"lora": {"reach"}})
 
 
 class Chain:
@@ -166,8 +171,10 @@ class Chain:
     @functools.cache
     def organism(self, model: str, seed: int) -> Stage:
         """A first-round adapter."""
-        settings = {"sdf": self.study.organisms.sdf.model_dump(), "seed": seed, "replay": 0.0}
-        return _stage("sdf", settings, [self.model(model), self.corpus(ORGANISM)])
+        sdf = self.study.organisms.sdf
+        settings = {"sdf": _learnt(sdf), "seed": seed, "replay": 0.0}
+        run = {"sdf": sdf.model_dump()}
+        return _stage("sdf", settings, [self.model(model), self.corpus(ORGANISM)], run=run)
 
     @functools.cache
     def budget(self, model: str) -> Stage:
@@ -181,9 +188,9 @@ class Chain:
     def arm(self, model: str, seed: int, arm: str) -> Stage:
         """A second-round adapter; audit and budget must have passed before, but do not decide what is learned."""
         arms = self.study.arms
-        settings = {"sdf": arms.sdf.model_dump(), "seed": seed, "replay": arms.replay, "mode": arms.mode}
+        settings = {"sdf": _learnt(arms.sdf), "seed": seed, "replay": arms.replay, "mode": arms.mode}
         upstream = [self.organism(model, seed), self.corpus(arm), self.corpus(ORGANISM)]
-        return _stage("sdf", settings, upstream)
+        return _stage("sdf", settings, upstream, run={"sdf": arms.sdf.model_dump()})
 
     def checkpoint(self, model: str, seed: int, checkpoint: str) -> Stage:
         """The stage that made a checkpoint."""

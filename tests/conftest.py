@@ -20,7 +20,7 @@ PARTS = (
     "snakemake_logger_plugin_perfmis",
 )  # fmt: skip
 SDF = {
-    "lora": {"rank": 4, "alpha": 8, "dropout": 0.0},
+    "lora": {"rank": 4, "alpha": 8, "dropout": 0.0, "experts": True, "reach": 0.9},
     "epochs": 1,
     "learning_rate": 0.01,
     "warmup": 0.0,

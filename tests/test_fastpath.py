@@ -19,7 +19,7 @@ SIZE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num
         "num_key_value_heads": 2, "vocab_size": 61, "max_position_embeddings": 64}  # fmt: skip
 LENGTHS = (7, 1, 12, 9)
 PADDING = 3
-LORA = {"rank": 4, "alpha": 8, "dropout": 0.0}
+LORA = {"rank": 4, "alpha": 8, "dropout": 0.0, "experts": True}
 
 
 def make(kind: str, *names: str) -> Any:
@@ -27,9 +27,9 @@ def make(kind: str, *names: str) -> Any:
     torch.manual_seed(0)
     config = {"llama": LlamaConfig, "qwen2": Qwen2Config}[kind](**SIZE, attn_implementation="sdpa")
     model = AutoModelForCausalLM.from_config(config)
-    network: Any = get_peft_model(model, adapters._config(LORA), adapter_name=names[0])
+    network: Any = get_peft_model(model, adapters.configuration(model, LORA), adapter_name=names[0])
     for rank, name in enumerate(names[1:], start=3):
-        network.add_adapter(name, adapters._config(LORA | {"rank": rank, "alpha": 5}))
+        network.add_adapter(name, adapters.configuration(model, LORA | {"rank": rank, "alpha": 5}))
     network.base_model.set_adapter(list(names))
     for name, parameter in network.named_parameters():
         parameter.requires_grad = f".{names[-1]}." in name

@@ -180,7 +180,7 @@ def test_stacked_export_is_the_two_adapter_model(
     model, tokenizer = load(tiny_model)
     ids = prompt(tokenizer)
     base = logits(model, ids)
-    network = adapters.second(model, organism, {"rank": rank, "alpha": alpha, "dropout": 0.0}, 0)
+    network = adapters.second(model, organism, SDF["lora"] | {"rank": rank, "alpha": alpha}, 0)
     first = logits(network, ids)
     torch.manual_seed(0)
     with torch.no_grad():
