@@ -40,6 +40,7 @@ OTHER: dict[str, Any] = {
     "*.sdf.frozen": "4bit",
     "*.sdf.precision": "bf16",
     "*.sdf.lora.dropout": 0.1,
+    "*.sdf.lora.reach": 0.5,
     "*.sdf.warmup": 0.1,
     "arms.mode": "merge",
     "evaluation.tiers": ["monitored", "unmonitored", "rated"],

@@ -57,7 +57,7 @@ NOT_LOADED = {
 NOT_DECISIVE = {
     (stage, "batch"): "how many samples or texts at once: it is in no sample's address"
     for stage in ("generation", "prompting", "steering", "beliefs", "vectors")
-}
+} | {("sdf", "sdf.lora.reach"): "below it a round is refused; one that is not learns the same"}
 # Read by a stage in the demo, but not in the study that was watched.
 NOT_SEEN = {("tables.gaps", "statistics.floor"): "read of a neutral arm, which the watched study lacks"}
 
@@ -304,6 +304,12 @@ def test_snakemake_reruns_nothing_after_edits_that_change_no_result(here: Path) 
         path.write_text(re.sub(r'(?s)\A""".*?"""', '"""Another docstring."""', text) + "\n# A comment.\n")
     for path in (here / "resources").rglob("*"):
         path.touch()
-    other = {"evaluation": {"batch": 7}, "sizes": {"tiny": {"save_steps": 7, "threads": 2, "checkpointing": True}}}
+    lora = {"sdf": {"lora": {"reach": 0.5}}}
+    other = {
+        "organisms": lora,
+        "arms": lora,
+        "evaluation": {"batch": 7},
+        "sizes": {"tiny": {"save_steps": 7, "threads": 2, "checkpointing": True}},
+    }
     (here / "other.yaml").write_text(yaml.safe_dump(other))
     assert dry_run(here, "other.yaml") == Counter()
