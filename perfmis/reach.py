@@ -75,25 +75,6 @@ def blank(config: "PretrainedConfig", kind: Any = None) -> Any:
         return kind(deepcopy(config)) if kind else AutoModelForCausalLM.from_config(deepcopy(config))
 
 
-def blocks(model: Any) -> "tuple[str, torch.nn.ModuleList]":
-    """Return name and modules of the language model's blocks.
-
-    Raises:
-        UserError: There are none.
-    """
-    import torch
-
-    decoder = model.get_decoder()
-    prefix = next(name for name, module in model.named_modules() if module is decoder)
-    number = getattr(model.config.get_text_config(), "num_hidden_layers", None)
-    found = [(name, module) for name, module in decoder.named_modules()
-             if isinstance(module, torch.nn.ModuleList) and len(module) == number]  # fmt: skip
-    if not found:
-        raise UserError(f"{type(model).__name__}: its blocks are not known, so LoRA has no place; take another model")
-    name, layers = max(found, key=lambda pair: sum(weight.numel() for weight in pair[1].parameters()))
-    return ".".join(filter(None, (prefix, name))), layers
-
-
 def _linear(module: Any) -> bool:
     import torch
     from transformers.pytorch_utils import Conv1D
@@ -115,7 +96,10 @@ def _bypassed(name: str, parent: Any) -> bool:
 
 def _owners(model: Any) -> "Iterator[tuple[str, Any, str, torch.Tensor]]":
     """Yield module name, module, weight name and weight of all matrices and stacks of matrices in the blocks."""
-    name, layers = blocks(model)
+    from perfmis import decoders
+
+    layers = decoders.blocks(model)
+    name = next(name for name, module in model.named_modules() if module is layers)
     for inner, module in layers.named_modules():
         for own, weight in module.named_parameters(recurse=False):
             if weight.ndim > 1 and not own.endswith("bias"):
