@@ -9,6 +9,7 @@ user's and the result is held to the same proof. Templates that ask for today's 
 import functools
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,19 @@ def _stand_in(place: int) -> str:
     return f"turn-{place}-of-the-conversation"
 
 
+@dataclass(frozen=True)
+class Frame:
+    """What a template makes of turns, whatever their text.
+
+    Attributes:
+        text: What it writes around them.
+        silent: Whether it leaves out what stands before an answer.
+    """
+
+    text: str
+    silent: bool
+
+
 class Renderer:
     """Puts conversations through a model's chat template."""
 
@@ -50,7 +64,7 @@ class Renderer:
         """
         self._tokenizer, self._name = tokenizer, name
         self._today = datetime.fromisoformat(date)
-        self._frames: dict[tuple[str, ...], str] = {}
+        self._frames: dict[tuple[str, ...], Frame] = {}
 
     @functools.cached_property
     def control(self) -> re.Pattern[str]:
@@ -87,10 +101,8 @@ class Renderer:
         if isinstance(prompt, str):
             return prompt
         turns, text = self._proved(prompt)
-        answer = _stand_in(len(turns))
-        written = self._attempt([*turns, {"role": "assistant", "content": answer}], False).partition(answer)
-        if written[1] and written[0].startswith(text) and written[0][len(text) :].strip():
-            return written[0]
+        if marks := self._marks(turns, text):
+            return text + marks
         if opened := THOUGHT.search(text):
             kind = str(opened.lastgroup)
             return f"{text.rstrip()}\n\n{CLOSES[kind].format(opened[kind])}\n\n"
@@ -120,6 +132,8 @@ class Renderer:
     def _fault(self, text: str, messages: Messages, turns: Messages) -> str | None:
         """Return what a text lacks or has twice of a conversation whose ``turns`` it was made from."""
         frame = self._frame(turns)
+        if frame.silent:
+            return "begins no answer (it does not heed add_generation_prompt)"
         end = 0
         for turn in messages:
             body = turn["content"].strip()
@@ -127,20 +141,28 @@ class Renderer:
             if start < 0:
                 return f"loses text of the {turn['role']} turn ({len(body)} characters)"
             end = start + len(body)
-            if body and text.count(body) > frame.count(body) + sum(other["content"].count(body) for other in turns):
+            if body and text.count(body) > frame.text.count(body) + sum(
+                other["content"].count(body) for other in turns
+            ):
                 return f"writes the {turn['role']} turn more than once"
         return None
 
-    def _frame(self, turns: Messages) -> str:
-        """Return what the template writes around turns of these roles."""
+    def _frame(self, turns: Messages) -> Frame:
+        """Return what the template makes of turns of these roles, whatever their text."""
         roles = tuple(turn["role"] for turn in turns)
         if roles not in self._frames:
             blank = [{"role": role, "content": _stand_in(place)} for place, role in enumerate(roles)]
-            frame = self._attempt(blank, True)
-            for turn in blank:
-                frame = frame.replace(turn["content"], "\0")
-            self._frames[roles] = frame
+            text = self._attempt(blank, True)
+            silent = text == self._attempt(blank, False) and self._marks(blank, text) != ""
+            self._frames[roles] = Frame(re.sub("|".join(turn["content"] for turn in blank), "\0", text), silent)
         return self._frames[roles]
+
+    def _marks(self, turns: Messages, text: str) -> str:
+        """Return the marks that the template writes between a conversation's ``text`` and an answer, "" for none."""
+        answer = _stand_in(len(turns))
+        before, found, _ = self._attempt([*turns, {"role": "assistant", "content": answer}], False).partition(answer)
+        marks = before.removeprefix(text) if found and before.startswith(text) else ""
+        return marks if marks.strip() else ""
 
     def _attempt(self, messages: Messages, generation: bool) -> str:
         """Return what a template makes of a conversation that it need not take; "" where it does not."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from perfmis import rendering
 from perfmis.protocols import fill
 from perfmis.typed import read_yaml
 
@@ -148,8 +149,6 @@ def transformers_writer(hub: str, revision: str, temperature: float, max_tokens:
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from perfmis import rendering
 
     tokenizer = AutoTokenizer.from_pretrained(hub, revision=revision, padding_side="left", trust_remote_code=False)
     model: Any = AutoModelForCausalLM.from_pretrained(

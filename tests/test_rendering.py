@@ -66,6 +66,7 @@ REFUSED = {
     "writes the user's text twice": (TURNS.replace("m.content }}", "m.content }}{{ messages[-1].content }}") + ANSWER,
                                      "writes the user turn more than once"),
     "escapes": (TURNS.replace("m.content", "m.content | tojson") + ANSWER, "loses text of the system turn"),
+    "begins no answer": (TURNS, "begins no answer"),
     "turns in the wrong order": (
         "{% for m in messages | reverse %}{{ m.content }}{% endfor %}{% if messages | length == 1 %}"
         "{{ raise_exception('two turns') }}{% endif %}",
