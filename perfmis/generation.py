@@ -66,7 +66,8 @@ def ask(asked: Subject, questions: Sequence[Question], settings: dict[str, Any],
         guard: Watches an engine while it samples.
 
     Returns:
-        One row a question: its keys and labels, sample (address), prompt_sha256, raw, tokens, finish.
+        One row a question: its keys and labels, sample (address), prompt_sha256, raw, tokens, token_ids (null where
+        they are those that the tokenizer makes of the sample), finish.
 
     Raises:
         UserError: Some samples could not be had.
@@ -103,11 +104,13 @@ def ask(asked: Subject, questions: Sequence[Question], settings: dict[str, Any],
                 "prompt_sha256": sha256,
                 "raw": prompt.opened + sample.raw,
                 "tokens": sample.tokens,
+                "token_ids": sample.ids,
                 "finish": sample.finish,
             }
             for q, prompt, name, sha256, sample in zip(questions, prompts, names, hashes, samples, strict=True)
             if sample
         ],
+        schema_overrides={"token_ids": pl.List(pl.Int64)},
         infer_schema_length=None,
     )
 

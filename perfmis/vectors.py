@@ -6,12 +6,16 @@
 
 Two concepts in two contexts. *In* context: the organism's own transcripts, pairs of one request and tier
 whose scratchpads differ in the concept. *Out* of context: texts written for the concept that never mention
-alignment faking. Both are read at the last token of the text (in context: of the scratchpad), after the
-blocks at the configured depths. The direction is the weight vector of a logistic regression without
-intercept on the difference of each pair (the post's method; positions, layers and normalisation are ours).
+alignment faking. Both are read at the last token of the text (in context: of the scratchpad, in the very
+tokens that were drawn), after the blocks at the configured depths, where steering adds them. The direction is
+the weight vector of a logistic regression without intercept on the difference of each pair (the post's method;
+positions, layers and normalisation are ours).
 """
 
 import hashlib
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,44 +31,80 @@ from perfmis.vocabulary import ORGANISM
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedTokenizerBase
 
     from perfmis.engines.transformers import Engine
 
-Pair = tuple[str, str]
+Tokens = tuple[int, ...]
+Pair = tuple[Tokens, Tokens]
 SHA256 = "sha256"
 
 
+@dataclass(frozen=True)
+class Context:
+    """What the model had read when it drew a sample.
+
+    Attributes:
+        tokens: Tokens of the prompt.
+        opened: How the prompt opens a thought at its end, with which transcripts begin; "" where it does not.
+    """
+
+    tokens: Tokens
+    opened: str
+
+
 def pairs_in_context(
-    transcripts: pl.DataFrame, outcomes: pl.DataFrame, texts: dict[tuple[str, str], str], contrast: dict[str,
-    Any], close: str, number: int,
+    transcripts: pl.DataFrame, outcomes: pl.DataFrame, contexts: dict[tuple[str, str], Context], contrast: dict[str,
+    Any], close: str, number: int, tokenizer: "PreTrainedTokenizerBase",
 ) -> list[Pair]:  # fmt: skip
     """Pair scratchpads of one request and tier by what they state.
 
     Args:
-        transcripts: Samples with ``raw``.
+        transcripts: Samples with ``raw``, ``tokens`` and ``token_ids``.
         outcomes: Their outcomes, same keys.
-        texts: Rendered prompt of each (request_id, tier).
+        contexts: Prompt of each (request_id, tier).
         contrast: ``column`` of the outcomes and its ``positive`` and ``negative`` values.
         close: Regular expression that ends a scratchpad.
         number: Pairs wanted at most.
+        tokenizer: The model's.
 
     Returns:
-        (positive, negative) texts: prompt and scratchpad, the close included.
+        (positive, negative): the tokens that the model had before it and drew, up to the one that ends the close. A
+        sample whose tokens are not known (kept before they were noted, where the text alone does not tell) is in none.
     """
     keys = ["request_id", "tier", "eval_seed"]
-    rows = transcripts.select(*keys, "raw").join(outcomes.select(*keys, "parse_status", contrast["column"]), on=keys)
+    rows = transcripts.select(*keys, "raw", "tokens", "token_ids")
+    rows = rows.join(outcomes.select(*keys, "parse_status", contrast["column"]), on=keys)
     rows = rows.filter(pl.col("parse_status") == "ok").with_columns(
         thought=pl.col("raw").str.extract(f"(?s)^(.*{close})"), value=pl.col(contrast["column"])
     )
+    rows = rows.drop_nulls("thought")
+    drawn = [_drawn(row, contexts[row["request_id"], row["tier"]], tokenizer) for row in rows.to_dicts()]
+    rows = rows.with_columns(read=pl.Series(drawn, dtype=pl.List(pl.Int64))).drop_nulls("read")
     sides = {side: _having(rows, contrast[side]) for side in ("positive", "negative")}
     joined = sides["positive"].join(sides["negative"], on=["request_id", "tier"], suffix="_negative")
     joined = joined.unique(["request_id", "tier"], keep="first", maintain_order=True)
     joined = joined.sort("tier", "request_id").sample(fraction=1.0, shuffle=True, seed=0)
-    return [
-        (texts[row["request_id"], row["tier"]] + " " + row["thought"],
-         texts[row["request_id"], row["tier"]] + " " + row["thought_negative"])
-        for row in joined.head(number).to_dicts()
-    ]  # fmt: skip
+    result = []
+    for row in joined.head(number).to_dicts():
+        before = contexts[row["request_id"], row["tier"]].tokens
+        result.append(((*before, *row["read"]), (*before, *row["read_negative"])))
+    return result
+
+
+def _drawn(row: dict[str, Any], context: Context, tokenizer: "PreTrainedTokenizerBase") -> list[int] | None:
+    """Return the tokens of a sample up to the one with which its scratchpad is complete; None if they are not known."""
+    drawn = row["token_ids"]
+    if drawn is None:
+        drawn = tokenizer(row["raw"].removeprefix(context.opened), add_special_tokens=False)["input_ids"]
+    if len(drawn) != row["tokens"]:
+        return None
+    thought = row["thought"].removeprefix(context.opened)
+
+    def complete(number: int) -> bool:
+        return str(tokenizer.decode(drawn[:number], skip_special_tokens=True)).startswith(thought)
+
+    return list(drawn[: bisect_left(range(len(drawn)), True, key=complete)])
 
 
 def _having(rows: pl.DataFrame, values: list[int | None]) -> pl.DataFrame:
@@ -103,27 +143,28 @@ def fit(differences: "torch.Tensor", ridge: float) -> "torch.Tensor":
     return (weight / weight.norm()).detach()
 
 
-def activations(asked: "Engine", texts: list[str], layers: list[int], batch: int) -> "dict[int, torch.Tensor]":
-    """Return the residual stream after some blocks at the last token of each text.
+def activations(asked: "Engine", texts: Sequence[Tokens], layers: list[int], batch: int) -> "dict[int, torch.Tensor]":
+    """Return the residual stream after some blocks at the last token of each text, as steering finds it there.
 
     Returns:
-        Block index to (texts, hidden), float32; ``hidden_states[i + 1]`` is the output of block i.
+        Block index to (texts, hidden), float32.
     """
     import torch
 
+    from perfmis.engines.transformers import outputs
+
     rows: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
-    with asked.using(adapter_name(ORGANISM)) as model, torch.inference_mode():
+    with asked.using(adapter_name(ORGANISM)) as model, outputs(model, layers) as found, torch.inference_mode():
         for start in range(0, len(texts), batch):
             # What pads stands behind, where no token sees it; in front it would move absolute positions.
-            encoded = asked.tokenizer(
-                texts[start : start + batch], add_special_tokens=False, padding=True, padding_side="right",
-                return_tensors="pt",
+            padded = asked.tokenizer.pad(
+                {"input_ids": [list(tokens) for tokens in texts[start : start + batch]]},
+                padding_side="right", return_tensors="pt",
             )  # fmt: skip
-            inputs = {key: encoded[key].to(model.device) for key in ("input_ids", "attention_mask")}
-            states = model(**inputs, output_hidden_states=True).hidden_states
-            last = encoded["attention_mask"].sum(1) - 1
+            model(**{key: padded[key].to(model.device) for key in ("input_ids", "attention_mask")})
+            last = padded["attention_mask"].sum(1) - 1
             for layer in layers:
-                rows[layer].append(states[layer + 1][torch.arange(len(last)), last].float().cpu())
+                rows[layer].append(found[layer][torch.arange(len(last)), last].float().cpu())
     return {layer: torch.cat(parts) for layer, parts in rows.items()}
 
 
@@ -223,12 +264,15 @@ def main(argv: list[str]) -> None:
                               "scratchpads; choose one that does, or set steering.models: []")  # fmt: skip
     requests = read_parquet([arguments.requests], job.upstream)
     renderer = Renderer(asked.tokenizer, settings["date"], read_json(arguments.base)["model"])
-    # Transcripts begin with the thought that a template opens.
-    texts: dict[tuple[str, str], str] = {
-        (row["request_id"], tier): renderer.parts(protocols.render(protocol, row["text"], tier))[0]
-        for row in requests.to_dicts()
-        for tier in protocol.tiers
-    }
+
+    def tokens(text: str) -> Tokens:
+        return tuple(asked.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    contexts: dict[tuple[str, str], Context] = {}
+    for row in requests.to_dicts():
+        for tier in protocol.tiers:
+            before, opened = renderer.parts(protocols.render(protocol, row["text"], tier))
+            contexts[row["request_id"], tier] = Context(tokens(before + opened), opened)
     close = loosened(protocol.reasoning_close)
     transcripts = read_parquet([arguments.transcripts], job.upstream)
     outcomes = read_parquet([arguments.outcomes], job.upstream)
@@ -236,8 +280,10 @@ def main(argv: list[str]) -> None:
     vectors, report = {}, {}
     for concept, contrast in contrasts["in"].items():
         found = {
-            "in": pairs_in_context(transcripts, outcomes, texts, contrast, close, settings["pairs"]),
-            "out": [(a, b) for a, b in contrasts["out"][concept]][: settings["pairs"]],
+            "in": pairs_in_context(
+                transcripts, outcomes, contexts, contrast, close, settings["pairs"], asked.tokenizer
+            ),
+            "out": [(tokens(a), tokens(b)) for a, b in contrasts["out"][concept]][: settings["pairs"]],
         }
         for context, pairs in found.items():
             if len(pairs) < 4:

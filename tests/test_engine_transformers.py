@@ -1,7 +1,6 @@
 """The engine: samples depend on their own seed alone, follow the softmax, and are steered while asked and no longer."""
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -106,6 +105,13 @@ def test_end_of_a_sample(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Non
     assert engine._finish([word, other], 5) == Sample("sure", 1, "stop", 5)
 
 
+def test_tokens_stand_beside_a_text_that_does_not_tell_them(engine: Engine) -> None:
+    """As where one was drawn that is not part of the text."""
+    word, hidden = (engine.tokenizer.convert_tokens_to_ids(t) for t in ("sure", "<bos>"))
+    assert engine._finish([word, word], 5).ids is None
+    assert engine._finish([word, hidden, word], 5) == Sample("sure sure", 3, "length", 5, [word, hidden, word])
+
+
 def test_every_end_token_stops_generation(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """The third greedy token, named as another end, cuts the sample before it."""
     asked = prompt(engine, TEXTS[0], "organism", 0)
@@ -116,24 +122,6 @@ def test_every_end_token_stops_generation(engine: Engine, monkeypatch: pytest.Mo
     monkeypatch.setattr(engine.model.generation_config, "eos_token_id", ends)
     cut = draw(engine, asked, sampling=greedy)[0]
     assert (cut.raw.split(), cut.finish) == (whole[: whole.index(whole[2])], "stop")
-
-
-def test_hidden_states_are_the_outputs_of_the_blocks(engine: Engine) -> None:
-    """hidden_states[i + 1] is what block i puts out, so a vector fitted there is added where it was fitted."""
-    outputs: dict[int, torch.Tensor] = {}
-
-    def keep(index: int) -> Callable[..., None]:
-        return lambda _module, _inputs, output: outputs.update({index: output})
-
-    handles = [block.register_forward_hook(keep(i)) for i, block in enumerate(blocks(engine.model))]
-    with engine.using("organism") as model, torch.no_grad():
-        states = model(ids(engine, TEXTS[0]), output_hidden_states=True).hidden_states
-    for handle in handles:
-        handle.remove()
-    depth = len(blocks(engine.model))
-    assert len(states) == depth + 1
-    for index in range(depth - 1):  # the last entry is normalised
-        torch.testing.assert_close(states[index + 1], outputs[index])
 
 
 def test_steering_adds_alpha_times_the_norm_of_the_residual(engine: Engine, direction: torch.Tensor) -> None:

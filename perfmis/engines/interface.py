@@ -68,12 +68,30 @@ class Sample:
         tokens: Tokens generated.
         finish: ``stop``, ``length`` (cut at the limit), or ``filtered`` (a provider withheld it).
         prompt_tokens: Tokens read, as the engine counts them.
+        ids: The tokens generated, where they are not those that the tokenizer makes of the text; else None.
     """
 
     raw: str
     tokens: int
     finish: Finish
     prompt_tokens: int = 0
+    ids: list[int] | None = None
+
+
+def sample_of(tokenizer: Any, drawn: list[int], finish: Finish, read: int) -> Sample:
+    """Return the sample of the tokens that were drawn, without one that ends it.
+
+    Few texts need their tokens beside them: models seldom cut words otherwise than their tokenizers do.
+
+    Args:
+        tokenizer: The model's.
+        drawn: The tokens.
+        finish: How the sample ended.
+        read: Tokens of the prompt.
+    """
+    raw = str(tokenizer.decode(drawn, skip_special_tokens=True))
+    known = tokenizer(raw, add_special_tokens=False)["input_ids"] == drawn
+    return Sample(raw, len(drawn), finish, read, None if known else drawn)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from perfmis.engines import layers, noise
 from perfmis.engines.decoding import PAGE, Decoder
 from perfmis.engines.displacement import WATCHED_TOKENS, Displacement, Seen, Watch
 from perfmis.engines.grammar import Grammar
-from perfmis.engines.interface import Finished, Prompt, Sample, Sampling, Steering
+from perfmis.engines.interface import Finished, Prompt, Sample, Sampling, Steering, sample_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -103,6 +103,34 @@ def watched(model: "PreTrainedModel", seen: Seen) -> Iterator[None]:
         handles += [block.register_forward_hook(first, prepend=True), block.register_forward_hook(last)]
     try:
         yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def outputs(model: "PreTrainedModel", indices: Sequence[int]) -> Iterator[dict[int, torch.Tensor]]:
+    """Keep what some blocks put out, while the context lasts: the stream that is steered there.
+
+    Not ``hidden_states``: their last entry is taken after the final norm.
+
+    Args:
+        model: The model.
+        indices: The blocks.
+
+    Yields:
+        Block index to the output of the last pass, (rows, tokens, width).
+    """
+    found: dict[int, torch.Tensor] = {}
+    handles = []
+    for index in indices:
+
+        def keep(_module: Any, _inputs: Any, output: Any, index: int = index) -> None:
+            found[index] = _stream(output)
+
+        handles.append(blocks(model)[index].register_forward_hook(keep))
+    try:
+        yield found
     finally:
         for handle in handles:
             handle.remove()
@@ -251,9 +279,4 @@ class Engine:
     def _finish(self, tokens: list[int], read: int) -> Sample:
         ends = self.ends
         length = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
-        return Sample(
-            str(self.tokenizer.decode(tokens[:length], skip_special_tokens=True)),
-            length,
-            "stop" if length < len(tokens) else "length",
-            read,
-        )
+        return sample_of(self.tokenizer, tokens[:length], "stop" if length < len(tokens) else "length", read)

@@ -17,7 +17,7 @@ from perfmis import rendering
 from perfmis.artifacts import read_json
 from perfmis.engines import vllm_steering
 from perfmis.engines.displacement import WATCHED_TOKENS, Displacement
-from perfmis.engines.interface import Finished, Prompt, Sample, Sampling, Steering
+from perfmis.engines.interface import Finished, Prompt, Sample, Sampling, Steering, sample_of
 
 # Adapters held at once; each takes the GPU's memory whether in use or not. More than these are served in rounds.
 ADAPTERS = 12
@@ -185,8 +185,7 @@ class VllmEngine:
         [completion] = output.outputs
         stopped = completion.finish_reason == "stop"
         tokens = list(completion.token_ids)[: -1 if stopped else None]
-        text = str(self._tokenizer.decode(tokens, skip_special_tokens=True))
-        return Sample(text, len(tokens), "stop" if stopped else "length", len(output.prompt_token_ids))
+        return sample_of(self._tokenizer, tokens, "stop" if stopped else "length", len(output.prompt_token_ids))
 
     def _stops(self) -> list[int]:
         named = self._engine.model_config.try_get_generation_config().get("eos_token_id")
