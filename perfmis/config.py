@@ -199,7 +199,8 @@ class Arms(Section):
     mode: Literal["stack", "continue", "merge"] = Field(
         "stack",
         description="stack: a fresh adapter over the frozen organism's; continue: the organism's trains on; merge: a "
-        "fresh adapter over merged weights on disk. All export one adapter of the base.",
+        "fresh adapter over merged weights on disk, where bf16 rounds half of a change of a thousandth away "
+        "(tables/training.csv has what was left). All export one adapter of the base.",
     )
     replay: float = Field(
         0.0, ge=0, le=4, description="Organism documents mixed into each arm, as a multiple of the arm's own."

@@ -1,31 +1,122 @@
-"""Merging an adapter into weights on disk, one file at a time: for models that no memory holds whole."""
+"""Merging an adapter into weights on disk, one file at a time: for models that no memory holds whole.
 
-import json
+Weights in 16 bits round most of a small change away: bf16 has 8 bits, so that what changes a weight by less than a
+512th or so of itself is lost. How much of the adapter survived is measured on each matrix, and kept beside the weights.
+"""
+
 import os
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from perfmis.adapters import WEIGHTS
+from perfmis.adapters import CONFIG, WEIGHTS
+from perfmis.artifacts import read_json, write_json
+from perfmis.stage import UserError
 
 if TYPE_CHECKING:
     import torch
 
 PREFIX = "base_model.model."
+SURVIVAL = "survival.json"  # beside the merged weights
 
 
-def deltas(adapter: Path) -> "dict[str, tuple[torch.Tensor, torch.Tensor, float]]":
-    """Return B (out, rank), A (rank, in) and scale of an adapter by the name of the weight they change."""
+@dataclass(frozen=True)
+class Change:
+    """What an adapter adds to one weight.
+
+    Attributes:
+        b: (out, rank).
+        a: (rank, in).
+        scale: alpha / rank.
+        transposed: Whether the weight stands as (in, out), as in GPT-2.
+    """
+
+    b: "torch.Tensor"
+    a: "torch.Tensor"
+    scale: float
+    transposed: bool
+
+    def matrix(self) -> "torch.Tensor":
+        """Return the change in the weight's own shape, fp32."""
+        change = self.scale * self.b.float() @ self.a.float()
+        return change.t() if self.transposed else change
+
+
+@dataclass
+class Survival:
+    """How much of a change is left after rounding: its component along what was asked for, over all of that.
+
+    1 where nothing was lost; the rounding noise beside it does not count.
+
+    Attributes:
+        kept: Sum of products of the change that was made and the one that was asked for.
+        asked: Sum of squares of the latter.
+    """
+
+    kept: float = 0.0
+    asked: float = 0.0
+
+    def add(self, old: "torch.Tensor", new: "torch.Tensor", change: "torch.Tensor") -> float:
+        """Count one weight before and after, and return the share of its own change that survived."""
+        kept, asked = float(((new.float() - old.float()) * change).sum()), float(change.square().sum())
+        self.kept += kept
+        self.asked += asked
+        return kept / asked if asked else 1.0
+
+    @property
+    def share(self) -> float:
+        """Share of the whole change that survived."""
+        return self.kept / self.asked if self.asked else 1.0
+
+
+def changes(adapter: Path) -> dict[str, Change]:
+    """Return what an adapter adds, by the name of the weight that it changes.
+
+    Raises:
+        UserError: It changes weights that do not stand alone in the base's files.
+    """
     from safetensors.torch import load_file
 
-    config = json.loads((adapter / "adapter_config.json").read_text())
+    config = read_json(adapter / CONFIG)
+    if fused := config.get("target_parameters"):
+        raise UserError(
+            f"arms.mode: merge knows no weights such as {fused[0]}; set arms.mode: stack, or "
+            "organisms.sdf.lora.experts: false"
+        )
     weights, scale = load_file(adapter / WEIGHTS), config["lora_alpha"] / config["r"]
     names = [name.removesuffix("lora_A.weight") for name in weights if name.endswith("lora_A.weight")]
     return {
-        f"{name.removeprefix(PREFIX)}weight": (weights[f"{name}lora_B.weight"], weights[f"{name}lora_A.weight"], scale)
+        f"{name.removeprefix(PREFIX)}weight": Change(
+            weights[f"{name}lora_B.weight"], weights[f"{name}lora_A.weight"], scale, bool(config.get("fan_in_fan_out"))
+        )
         for name in names
     }
+
+
+def stored(base: Path) -> set[str]:
+    """Return the names of the weights in a model's files."""
+    from safetensors import safe_open
+
+    found: set[str] = set()
+    for path in base.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            found |= set(file.keys())
+    return found
+
+
+def refuse_missing(wanted: "set[str]", found: set[str], base: Path) -> None:
+    """Stop where weights that are to be changed do not stand in the base's files under their names.
+
+    Raises:
+        UserError: One line that names the first.
+    """
+    if missing := sorted(wanted - found):
+        raise UserError(
+            f"arms.mode: merge finds no weight {missing[0]} in {base} ({len(missing)} of {len(wanted)} are missing; "
+            "transformers renames or fuses them as it loads); set arms.mode: stack"
+        )
 
 
 def merge(base: Path, adapter: Path, folder: Path) -> Path:
@@ -34,19 +125,24 @@ def merge(base: Path, adapter: Path, folder: Path) -> Path:
     Args:
         base: Folder with safetensors, configuration and tokenizer.
         adapter: Folder of the adapter.
-        folder: Where to; appears whole. If it exists, it is taken as it is.
+        folder: Where to; appears whole, with `SURVIVAL` beside the weights. If it exists, it is taken as it is.
 
     Returns:
         ``folder``.
+
+    Raises:
+        UserError: The adapter changes weights that do not stand in the base's files.
     """
     from safetensors import safe_open
     from safetensors.torch import save_file
 
-    if folder.is_dir():
+    if (folder / SURVIVAL).is_file():
         return folder
+    wanted = changes(adapter)
+    refuse_missing(set(wanted), stored(base), base)
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}."))
-    changes: Any = deltas(adapter)
+    whole, shares = Survival(), {}
     for path in sorted(base.iterdir()):
         if path.suffix == ".json" or path.name.startswith("tokenizer") or path.suffix == ".jinja":
             shutil.copyfile(path, partial / path.name)
@@ -54,13 +150,23 @@ def merge(base: Path, adapter: Path, folder: Path) -> Path:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata = file.metadata()
-        for name in tensors.keys() & changes.keys():
-            b, a, scale = changes.pop(name)
-            tensors[name] = (tensors[name].float() + scale * b.float() @ a.float()).to(tensors[name].dtype)
+        for name in tensors.keys() & wanted.keys():
+            old, change = tensors[name], wanted[name].matrix()
+            tensors[name] = (old.float() + change).to(old.dtype)
+            shares[name] = whole.add(old, tensors[name], change)
         save_file(tensors, partial / path.name, metadata)
-    assert not changes, f"no weight for {', '.join(sorted(changes))}"
+    least = min(shares, key=lambda name: shares[name], default=None)
+    write_json({"share": whole.share, "least": least, "shares": shares}, partial / SURVIVAL)
     try:
         os.rename(partial, folder)
-    except OSError:  # another arm of the organism was faster
+    except (
+        OSError
+    ):  # another arm of the organism was faster, or weights merged before stand there without their survival
+        os.replace(partial / SURVIVAL, folder / SURVIVAL)
         shutil.rmtree(partial)
     return folder
+
+
+def survived(folder: Path) -> float:
+    """Return the share of the adapter's change that rounding left in merged weights."""
+    return float(read_json(folder / SURVIVAL)["share"])

@@ -12,6 +12,7 @@ from its newest sound checkpoint when it is started again.
 """
 
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -182,12 +183,14 @@ def main(argv: list[str]) -> None:
         if zero3.rank() == 0:
             resume.clear_others(scratch, job.fingerprint)
         used, dataset = curriculum(arguments, job.settings, models.tokenizer(arguments.base), job.upstream)
-        weights = None
+        weights, kept = None, None
         if arguments.parent:
             adapters.verified(arguments.parent, arguments.base)
             if mode == "merge":
                 folder = arguments.merged / read_json(arguments.parent / adapters.LINEAGE)["sha256"][:16]
                 weights = merge.merge(models.folder(arguments.base), arguments.parent, folder)
+                kept = merge.survived(weights)
+                print(f"merged: rounding left {kept:.1%} of the organism's change in the weights", file=sys.stderr)
     with training.clear_errors(scratch):
         model, tokenizer = load(arguments, sdf, weights)
         share = examine(model, sdf, arguments.parent)
@@ -200,7 +203,11 @@ def main(argv: list[str]) -> None:
     with training.clear_errors(arguments.output):
         lora: Any = network.peft_config[adapter]
         config = adapters.export(trained.weights, lora, on_top, arguments.output)
-        write_parquet(pl.DataFrame(trained.log), arguments.output / "log.parquet", job.fingerprint)
+        shares = {"lora_reach": share, "merge_kept": kept}
+        log = pl.DataFrame(trained.log).with_columns(
+            pl.lit(value, pl.Float64).alias(name) for name, value in shares.items()
+        )
+        write_parquet(log, arguments.output / "log.parquet", job.fingerprint)
         seconds = max(trained.seconds, time.monotonic() - start)
         content = record(arguments, job, used, tokenizer) | {
             # Nothing that differs between two trainings to the same weights: what is read from an adapter that was lost
@@ -208,7 +215,7 @@ def main(argv: list[str]) -> None:
             "loss_tokens_per_epoch": int(tokens.loss_tokens(dataset, sdf["length"]).sum()),
             "sha256": adapters.weights_hash(arguments.output),
             "config_sha256": file_hash(arguments.output / adapters.CONFIG),
-            "lora_reach": share,
+            **shares,
         }
         gpus = zero3.processes() * torch.cuda.is_available()
         lineage.card(content, config.r, lineage.Effort(seconds, gpus, trained.rate), arguments.output)

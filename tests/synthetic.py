@@ -212,8 +212,9 @@ def training_log(steps: int = 60, start: float = 3.0, end: float = 1.5, seed: in
             "tokens_per_second": random.normal(9000, 300, len(step)),
             "matmul_share": random.normal(0.45, 0.01, len(step)),
             "memory_gb": 61.5,
+            "lora_reach": 1.0,
         }
-    )
+    ).with_columns(merge_kept=pl.lit(None, pl.Float64))
 
 
 def save(frame: pl.DataFrame, path: Path, fingerprint: str = FINGERPRINT) -> Path:

@@ -393,8 +393,24 @@ def test_training_rows_sum_up_each_log_in_the_order_of_models_seeds_and_checkpoi
     assert found == ["n/0/organism", "m/2/organism", "m/2/A1-", "m/2/B1+", "m/2/N0", "m/10/organism"]
     numbers = {"steps": 15, "loss_tokens": 300, "first_loss": 3.0, "final_loss": 2.5}
     numbers |= {"tokens_per_second": 80.0, "matmul_share": 0.4, "memory_gb": 3.0}
+    numbers |= {"lora_reach": 1.0, "merge_kept": None, "warning": ""}
     assert table.drop(*training.RUN, "fingerprint").row(0, named=True) == numbers
     assert table.filter(pl.col("checkpoint") == "B1+")["final_loss"].to_list() == [None]
+
+
+def test_training_warns_of_a_merge_that_lost_what_the_organism_learnt(tmp_path: Path) -> None:
+    kept = {"organism": None, "A1+": 0.65, "A1-": 0.95}
+    logs = []
+    for name, share in kept.items():
+        log = synthetic.training_log(steps=15).with_columns(merge_kept=pl.lit(share, pl.Float64))
+        logs.append(f"m/0/{name}={synthetic.save(log, tmp_path / f'{name}.parquet')}")
+    output, curves = tmp_path / "training.parquet", tmp_path / "curves.parquet"
+    study.run("tables.training", {"models": {"m": None}}, "--logs", *logs, "--output", output, "--curves", curves)
+    table = pl.read_parquet(output)
+    assert dict(table.select("checkpoint", "merge_kept").iter_rows()) == kept
+    said = dict(table.select("checkpoint", "warning").iter_rows())
+    assert said["A1+"].startswith("the merge kept 65% of what the organism learnt")
+    assert (said["organism"], said["A1-"]) == ("", "")
 
 
 def test_training_curves_hold_every_logged_step_under_its_run(tables: Path) -> None:

@@ -7,8 +7,10 @@ Writes
 
 * training.parquet and training.csv: one row per run (model, training seed, checkpoint): ``steps`` optimizer
   steps, ``loss_tokens`` tokens that the loss was taken on, the first and the last logged loss (nats a token),
-  the medians of ``tokens_per_second`` and ``matmul_share``, and the peak of ``memory_gb`` (of the device; on a
-  CPU of the process);
+  the medians of ``tokens_per_second`` and ``matmul_share``, the peak of ``memory_gb`` (of the device; on a
+  CPU of the process), ``lora_reach``, the share of the blocks' weights that LoRA is put on, ``merge_kept``, the share
+  of the organism's change that rounding left in merged weights (`arms.mode: merge`; else null), and a ``warning``
+  where that is less than 90 %;
 * curves.parquet: the logs as they are, one row per run and logged step.
 
 ``matmul_share`` is the achieved FLOP/s, counted as 4 a parameter and token, over the rate at which the same
@@ -35,8 +37,9 @@ CURVES: dict[str, Any] = {
     "step": pl.Int64,
     **dict.fromkeys(("epoch", "loss", "learning_rate", "gradient_norm"), pl.Float64),
     "loss_tokens": pl.Int64,
-    **dict.fromkeys(("tokens_per_second", "matmul_share", "memory_gb"), pl.Float64),
+    **dict.fromkeys(("tokens_per_second", "matmul_share", "memory_gb", "lora_reach", "merge_kept"), pl.Float64),
 }
+KEPT = 0.9
 
 
 def read_curves(logs: Sequence[str], job: Job) -> pl.DataFrame:
@@ -72,7 +75,17 @@ def summary(curves: pl.DataFrame) -> pl.DataFrame:
         tokens_per_second=pl.col("tokens_per_second").median(),
         matmul_share=pl.col("matmul_share").median(),
         memory_gb=pl.col("memory_gb").max(),
+        lora_reach=pl.col("lora_reach").last(),
+        merge_kept=pl.col("merge_kept").last(),
+        warning=pl.col("merge_kept").last().map_elements(_warning, pl.String, skip_nulls=False),
     )
+
+
+def _warning(kept: float | None) -> str:
+    """Return what must be said of merged weights that rounding left too little in; else an empty string."""
+    if kept is None or kept >= KEPT:
+        return ""
+    return f"the merge kept {kept:.0%} of what the organism learnt: its weights round; arms.mode: stack keeps all"
 
 
 def main(argv: list[str]) -> None:
