@@ -66,8 +66,9 @@ def ask(asked: Subject, questions: Sequence[Question], settings: dict[str, Any],
         guard: Watches an engine while it samples.
 
     Returns:
-        One row a question: its keys and labels, sample (address), prompt_sha256, raw, tokens, token_ids (null where
-        they are those that the tokenizer makes of the sample), finish.
+        One row a question: its keys and labels, sample (address), prompt_sha256, raw (after what opens a thought in
+        the prompt, where its template does), tokens, token_ids (null where they are those that the tokenizer makes of
+        the sample), finish.
 
     Raises:
         UserError: Some samples could not be had.
