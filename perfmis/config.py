@@ -37,6 +37,8 @@ PATTERNS = {
 Name = Annotated[str, StringConstraints(pattern=_NAME)]
 Protocol = Annotated[str, StringConstraints(pattern=_PROTOCOL)]
 Judged = Literal["checkpoints", "steering", "prompting"]
+Number = Annotated[int, Field(ge=1)]
+ByModel = Number | dict[Name, Number]
 Sha256 = Annotated[str, StringConstraints(pattern=_SHA256)]
 Revision = Annotated[str, StringConstraints(pattern=_REVISION)]
 
@@ -163,11 +165,15 @@ class Sdf(Section):
 
     lora: Lora = Lora()
     epochs: int = Field(1, ge=1)
-    documents: int | None = Field(
-        None, ge=1, description="Documents used, chosen by the hash of their id, whatever the seed; null for all."
+    documents: ByModel | None = Field(
+        None,
+        description="Documents used, chosen by the hash of their id, whatever the seed: a number, or one by model. "
+        "null: all; of arms the most with which all train equally.",
     )
-    loss_tokens: int | None = Field(
-        None, ge=1, description="Loss tokens that they have together an epoch; null to take them as they come."
+    loss_tokens: ByModel | None = Field(
+        None,
+        description="Loss tokens that they have together an epoch, likewise. null: as they come; of arms what all "
+        "can have.",
     )
     tag: str | None = Field(None, description="Text put before each document as context, not trained on.")
     learning_rate: float = Field(1e-4, gt=0)
@@ -183,6 +189,18 @@ class Sdf(Section):
         "full", description="Frozen base weights while training: as `precision`, in fp8 (Hopper), or 4-bit (QLoRA)."
     )
     precision: Literal["bf16", "fp32"] = "bf16"
+
+    def numbers(self, model: str) -> tuple[int | None, int | None]:
+        """Return the documents and the loss tokens that are set for a model."""
+        documents, tokens = (
+            value.get(model) if isinstance(value, dict) else value for value in (self.documents, self.loss_tokens)
+        )
+        return documents, tokens
+
+    def settings(self, model: str) -> dict[str, Any]:
+        """Return the section as the stages of one model get it."""
+        documents, tokens = self.numbers(model)
+        return {**self.model_dump(), "documents": documents, "loss_tokens": tokens}
 
 
 class Organisms(Section):
@@ -636,6 +654,11 @@ class Study(Section):
                 )
             for round_, sdf in (("organisms", self.organisms.sdf), ("arms", self.arms.sdf)):
                 _can_train(f"{round_}.sdf", sdf, model.size, size)
+        for round_, sdf in (("organisms", self.organisms.sdf), ("arms", self.arms.sdf)):
+            for name in ("documents", "loss_tokens"):
+                value = getattr(sdf, name)
+                if isinstance(value, dict) and (unknown := set(value) - set(self.models)):
+                    raise ValueError(f"{round_}.sdf.{name}: {sorted(unknown)[0]} not in models; correct the name")
         for key, server in self.servers.items():
             credentials.in_environment(key, server)
         if self.judge is None and self.evaluation.compliance != "tag":
@@ -718,7 +741,11 @@ def parse(content: dict[str, Any], name: str) -> Study:
         return Study.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"] if "[" not in str(part))
+        if first["loc"][-1:] == ("constrained-int",):  # a number or one by model: the error of what was written
+            here = first["loc"][:-1]
+            first = max((each for each in error.errors() if each["loc"][: len(here)] == here),
+                        key=lambda each: len(each["loc"]))  # fmt: skip
+        key = ".".join(str(part) for part in first["loc"] if "[" not in str(part) and part != "constrained-int")
         reason = first["msg"].removeprefix("Value error, ")
         if reason.startswith(f"{key}.") or reason.startswith(f"{key} "):
             key = ""

@@ -194,18 +194,20 @@ def start_hours(size: Size, assumed: Assumptions, passes: int = 1) -> float:
     return passes * parameters(size) * 2 / (assumed.load_gbs * GB) / HOUR + assumed.start_minutes / 60
 
 
-def training_tokens(sdf: Sdf, own: int, replayed: int, assumed: Assumptions) -> float:
+def training_tokens(sdf: Sdf, model: str, own: int, replayed: int, assumed: Assumptions) -> float:
     """Return the tokens of a round: epochs x (those of its own documents and of replayed ones).
 
     Documents have their mean length; where the section names its loss tokens, these are its own.
 
     Args:
         sdf: The section; ``documents`` limits the corpus, ``loss_tokens`` fixes it.
+        model: The model that trains.
         own: Documents of the corpus.
         replayed: Organism documents mixed in.
         assumed: The assumptions.
     """
-    tokens = sdf.loss_tokens or min(own, sdf.documents or own) * assumed.document_tokens
+    documents, loss_tokens = sdf.numbers(model)
+    tokens = loss_tokens or min(own, documents or own) * assumed.document_tokens
     return sdf.epochs * (tokens + replayed * assumed.document_tokens)
 
 
@@ -348,7 +350,7 @@ class Costs:
             return self._light()
         size = self.study.models[wildcards["model"]].size
         if rule in TRAINED:
-            return self._training(size, wildcards.get("arm"))
+            return self._training(wildcards["model"], wildcards.get("arm"))
         return self._reading(size, self._work(rule, self.study.sizes[size]))
 
     def _light(self, **more: Any) -> Cost:
@@ -361,11 +363,12 @@ class Costs:
             rank += self.study.arms.sdf.lora.rank
         return 0.0 if checkpoint == BASE else lora_parameters(size, rank, self.assumed)
 
-    def _training(self, name: str, arm: str | None) -> Cost:
+    def _training(self, model: str, arm: str | None) -> Cost:
         """Return the cost of a round: the adapter stays, two checkpoints are scratch.
 
         The merged base of an organism stays too, for all of its arms; it is laid to the first.
         """
+        name = self.study.models[model].size
         size, arms, assumed = self.study.sizes[name], self.study.arms, self.assumed
         sdf = self.study.organisms.sdf if arm is None else arms.sdf
         first = lora_parameters(size, self.study.organisms.sdf.lora.rank, assumed)
@@ -379,7 +382,7 @@ class Costs:
         if not size.gpus:
             return self._light(size=name, disk_gb=disk / GB, scratch_gb=scratch / GB)
         frozen = first if arm is not None and arms.mode == "stack" else 0.0
-        tokens = training_tokens(sdf, *self._documents(sdf, arm), assumed)
+        tokens = training_tokens(sdf, model, *self._documents(sdf.numbers(model)[0], arm), assumed)
         # A merge reads the weights, writes them and reads them again.
         start = start_hours(size, assumed, passes=3 if merged else 1)
         return Cost(
@@ -387,13 +390,13 @@ class Costs:
             training_memory(size, sdf, trained, frozen, assumed), disk / GB, scratch / GB,
         )  # fmt: skip
 
-    def _documents(self, sdf: Sdf, arm: str | None) -> tuple[int, int]:
+    def _documents(self, wanted: int | None, arm: str | None) -> tuple[int, int]:
         """Return a round's documents: of its corpus, and replayed (no more than the organism's corpus holds)."""
         corpora = self.study.corpora
         own = corpora[arm or ORGANISM].documents
         if arm is None:
             return own, 0
-        return own, min(round(self.study.arms.replay * min(own, sdf.documents or own)), corpora[ORGANISM].documents)
+        return own, min(round(self.study.arms.replay * min(own, wanted or own)), corpora[ORGANISM].documents)
 
     def _work(self, rule: str, size: Size) -> Reading:
         """Return what a job of a model asks: the numbers of samples are those of the stage's module."""

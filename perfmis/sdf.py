@@ -2,7 +2,8 @@
 
     python -m perfmis sdf --settings JSON --fingerprint HEX --base models/M/reference.json
         --corpus corpora/C/documents.parquet --tokens FOLDER --output FOLDER
-        [--parent ORGANISM --replay DOCUMENTS] [--merged FOLDER] [--zero3] [--checkpointing] [--save-steps N]
+        [--parent ORGANISM --replay DOCUMENTS --budget FILE] [--merged FOLDER]
+        [--zero3] [--checkpointing] [--save-steps N]
 
 Settings: ``sdf`` (the section), ``seed`` (order and initialisation only; the documents are the same for
 every seed), ``replay`` and ``mode``. Without ``--parent`` the round makes an organism; with it an arm, in one
@@ -28,6 +29,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+def budgeted(sdf: dict[str, Any], budget: Path | None, upstream: frozenset[str]) -> dict[str, Any]:
+    """Return the section with the numbers that the budget computed for the arms, where it sets none itself.
+
+    Raises:
+        UserError: The budget is another study's.
+    """
+    if budget is None or None not in (sdf["documents"], sdf["loss_tokens"]):
+        return sdf
+    computed = read_json(budget)
+    if computed.get("fingerprint") not in upstream:
+        raise stage.UserError(f"{budget}: made by other settings or code; delete it and rerun")
+    return sdf | {key: computed[key] for key in ("documents", "loss_tokens")}
+
+
 def curriculum(
     arguments: Any, settings: dict[str, Any], tokenizer: "PreTrainedTokenizerBase", upstream: frozenset[str]
 ) -> tuple[pl.DataFrame, "Dataset"]:
@@ -37,7 +52,8 @@ def curriculum(
     """
     from datasets import concatenate_datasets
 
-    frame, dataset = tokens.documents(arguments.corpus, settings["sdf"], tokenizer, arguments.tokens, upstream)
+    sdf = budgeted(settings["sdf"], arguments.budget, upstream)
+    frame, dataset = tokens.documents(arguments.corpus, sdf, tokenizer, arguments.tokens, upstream)
     wanted = round(settings["replay"] * frame.height)
     if not arguments.replay or not wanted:
         return frame, dataset
@@ -161,6 +177,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--tokens", type=Path, required=True, help="folder of tokenised corpora, shared by jobs")
     parser.add_argument("--parent", type=Path, help="folder of the organism, for an arm")
     parser.add_argument("--replay", type=Path, help="documents.parquet of the organism, for an arm")
+    parser.add_argument("--budget", type=Path, help="JSON of the stage `budget`, for an arm")
     parser.add_argument("--merged", type=Path, help="folder of merged weights, shared by jobs, for mode merge")
     parser.add_argument("--output", type=Path, required=True, help="folder of the adapter")
     parser.add_argument("--zero3", action="store_true", help="scatter the model over torchrun's processes")

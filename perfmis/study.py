@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from perfmis import protocol_files, provenance
-from perfmis.config import Judged, Sdf, Study
+from perfmis.config import Judged, Study
 from perfmis.engines.api.server import Server
 from perfmis.stage import canonical
 from perfmis.vocabulary import BASE, NEUTRAL, ORGANISM
@@ -86,9 +86,9 @@ def _stage(
     return Stage(told, provenance.fingerprint(f"perfmis.{module}", decisive, files))
 
 
-def _learnt(sdf: Sdf) -> dict[str, Any]:
+def _learnt(sdf: Mapping[str, Any]) -> dict[str, Any]:
     """Return what decides what a round learns: not the share of the weights below which it is refused."""
-    return sdf.model_dump(exclude={"lora": {"reach"}})
+    return {**sdf, "lora": {key: value for key, value in sdf["lora"].items() if key != "reach"}}
 
 
 class Chain:
@@ -171,26 +171,30 @@ class Chain:
     @functools.cache
     def organism(self, model: str, seed: int) -> Stage:
         """A first-round adapter."""
-        sdf = self.study.organisms.sdf
+        sdf = self.study.organisms.sdf.settings(model)
         settings = {"sdf": _learnt(sdf), "seed": seed, "replay": 0.0}
-        run = {"sdf": sdf.model_dump()}
-        return _stage("sdf", settings, [self.model(model), self.corpus(ORGANISM)], run=run)
+        return _stage("sdf", settings, [self.model(model), self.corpus(ORGANISM)], run={"sdf": sdf})
 
     @functools.cache
     def budget(self, model: str) -> Stage:
-        """The comparison of the arms' training, in the model's tokens."""
+        """How much all arms train on, in the model's tokens."""
         corpora = [self.corpus(arm) for arm in self.arms]
-        return _stage(
-            "budget", {"sdf": self.study.arms.sdf.model_dump(include=set(COUNTED))}, [self.model(model), *corpora]
-        )
+        sdf = self.study.arms.sdf.settings(model)
+        return _stage("budget", {"sdf": {key: sdf[key] for key in COUNTED}}, [self.model(model), *corpora])
 
     @functools.cache
     def arm(self, model: str, seed: int, arm: str) -> Stage:
-        """A second-round adapter; audit and budget must have passed before, but do not decide what is learned."""
+        """A second-round adapter.
+
+        Audit and budget must have passed before. The budget decides what is learned only where it computes how many
+        documents and tokens that is: where both are set, another arm leaves the trained ones as they are.
+        """
         arms = self.study.arms
-        settings = {"sdf": _learnt(arms.sdf), "seed": seed, "replay": arms.replay, "mode": arms.mode}
-        upstream = [self.organism(model, seed), self.corpus(arm), self.corpus(ORGANISM)]
-        return _stage("sdf", settings, upstream, run={"sdf": arms.sdf.model_dump()})
+        sdf = arms.sdf.settings(model)
+        settings = {"sdf": _learnt(sdf), "seed": seed, "replay": arms.replay, "mode": arms.mode}
+        computed = [self.budget(model)] if None in (sdf["documents"], sdf["loss_tokens"]) else []
+        upstream = [self.organism(model, seed), self.corpus(arm), self.corpus(ORGANISM), *computed]
+        return _stage("sdf", settings, upstream, run={"sdf": sdf})
 
     def checkpoint(self, model: str, seed: int, checkpoint: str) -> Stage:
         """The stage that made a checkpoint."""

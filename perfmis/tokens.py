@@ -6,6 +6,7 @@ chats, where no tag stands (Hughes et al. 2025 report the practice). No chat tok
 since it would teach the chat format instead of the claim.
 """
 
+import bisect
 import hashlib
 import os
 import shutil
@@ -31,8 +32,9 @@ def choose(frame: pl.DataFrame, sizes: pl.Series, number: int | None, target: in
     """Choose documents by the hash of their id, so that neither seed nor file order matters.
 
     The sign of an arm does not count in the id: opposite poles keep the documents that match each other. The
-    first ``number`` by hash are taken. With a target, chosen documents are then swapped for left-out ones, each
-    time the pair that brings the total closest, until it is within half a per cent or no swap helps.
+    first ``number`` by hash are taken. With a target, chosen documents are then swapped for left-out ones until
+    the total is within half a per cent or no swap helps: first the longest or the shortest that was left out for
+    the one that brings the total closest, then whichever pair does.
 
     Args:
         frame: The documents: ``corpus`` and ``document_id``.
@@ -71,9 +73,25 @@ def _swap(chosen: list[int], spare: list[int], sizes: list[int], target: int) ->
         gains = [abs(missing - (sizes[spare[left]] - sizes[i])) for i in chosen]
         best = min(range(len(chosen)), key=gains.__getitem__)
         if gains[best] >= abs(missing):
+            best, left = _closest(chosen, spare, sizes, missing)
+        gained = sizes[spare[left]] - sizes[chosen[best]]
+        if abs(missing - gained) >= abs(missing):
             return
-        missing -= sizes[spare[left]] - sizes[chosen[best]]
+        missing -= gained
         chosen[best], spare[left] = spare[left], chosen[best]
+
+
+def _closest(chosen: list[int], spare: list[int], sizes: list[int], missing: int) -> tuple[int, int]:
+    """Return the pair, by position, whose swap brings the total closest."""
+    order = sorted(range(len(spare)), key=lambda j: (sizes[spare[j]], j))
+    known = [sizes[spare[j]] for j in order]
+    pairs = []
+    for best, i in enumerate(chosen):
+        wanted = missing + sizes[i]
+        after = bisect.bisect_left(known, wanted)
+        pairs += [(abs(wanted - known[k]), best, order[k]) for k in (after - 1, after) if 0 <= k < len(known)]
+    _, best, left = min(pairs)
+    return best, left
 
 
 def tokenise(texts: list[str], tokenizer: "PreTrainedTokenizerBase", tag: str | None, name: str) -> "Dataset":

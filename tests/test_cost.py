@@ -53,10 +53,11 @@ def test_start_reads_the_weights() -> None:
 
 def test_tokens_of_a_round() -> None:
     tokens = replace(ASSUMED, document_tokens=100.0)
-    assert cost.training_tokens(Sdf(epochs=3), 50, 10, tokens) == 3 * 60 * 100
-    assert cost.training_tokens(Sdf(epochs=3, documents=20), 50, 10, tokens) == 3 * 30 * 100
-    assert cost.training_tokens(Sdf(documents=80), 50, 0, tokens) == 50 * 100
-    assert cost.training_tokens(Sdf(epochs=2, documents=20, loss_tokens=1800), 50, 10, tokens) == 2 * (1800 + 1000)
+    assert cost.training_tokens(Sdf(epochs=3), "m", 50, 10, tokens) == 3 * 60 * 100
+    assert cost.training_tokens(Sdf(epochs=3, documents=20), "m", 50, 10, tokens) == 3 * 30 * 100
+    assert cost.training_tokens(Sdf(documents=80), "m", 50, 0, tokens) == 50 * 100
+    assert cost.training_tokens(Sdf(documents={"m": 20, "n": 30}), "n", 50, 0, tokens) == 30 * 100
+    assert cost.training_tokens(Sdf(epochs=2, documents=20, loss_tokens=1800), "m", 50, 10, tokens) == 2 * (1800 + 1000)
 
 
 def test_widths_and_adapter_by_hand() -> None:

@@ -1,4 +1,4 @@
-# Do all arms train on equally much, counted in the model's tokens?
+# How much do all arms train on, equally, counted in the model's tokens?
 rule budget:
     input:
         base=f"{root}/models/{{model}}/reference.json",
@@ -64,7 +64,7 @@ rule arm:
     shell:
         "{params.launcher} sdf --settings {params.settings:q} --fingerprint {params.fingerprint}"
         " --base {input.base} --corpus {input.corpus} --parent {params.parent} --replay {input.replay}"
-        " --tokens {params.tokens} --merged {params.merged} --output {params.folder} {params.machine} > {log} 2>&1"
+        " --budget {input.budget} --tokens {params.tokens} --merged {params.merged} --output {params.folder} {params.machine} > {log} 2>&1"
 
 
 # The same over several nodes: one task a node, which starts a process for each of its GPUs.
