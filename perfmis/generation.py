@@ -10,6 +10,7 @@ random numbers depend on request and evaluation seed alone, so tiers, checkpoint
 compared under common random numbers. Only samples that the store (`perfmis.samples`) lacks are drawn.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,8 +68,8 @@ def ask(asked: Subject, questions: Sequence[Question], settings: dict[str, Any],
 
     Returns:
         One row a question: its keys and labels, sample (address), prompt_sha256, raw (after what opens a thought in
-        the prompt, where its template does), tokens, token_ids (null where they are those that the tokenizer makes of
-        the sample), finish.
+        the prompt, where its template does), raw_sha256, tokens, token_ids (null where they are those that the
+        tokenizer makes of the sample), finish.
 
     Raises:
         UserError: Some samples could not be had.
@@ -103,7 +104,8 @@ def ask(asked: Subject, questions: Sequence[Question], settings: dict[str, Any],
                 "eval_seed": q.seed,
                 "sample": name,
                 "prompt_sha256": sha256,
-                "raw": prompt.opened + sample.raw,
+                "raw": (raw := prompt.opened + sample.raw),
+                "raw_sha256": hashlib.sha256(raw.encode()).hexdigest(),
                 "tokens": sample.tokens,
                 "token_ids": sample.ids,
                 "finish": sample.finish,

@@ -1,7 +1,7 @@
 """Stage `story`: the first page of the report, written from the tables.
 
     python -m perfmis story --settings JSON --fingerprint HEX --screen screen.parquet --gaps gaps.parquet
-        --profiles profiles.parquet --output story.rst
+        --profiles profiles.parquet [--calibration calibration.parquet] --output story.rst
 
 Says what was planted (where it is known), what was read and how sure that is; every number is taken from the
 tables. Settings: those of the tables.
@@ -14,7 +14,7 @@ import polars as pl
 
 from perfmis import carried, stage
 from perfmis.artifacts import read_parquet
-from perfmis.vocabulary import NEUTRAL, ORGANISM
+from perfmis.vocabulary import BASE, NEUTRAL, ORGANISM
 
 METHODS = {
     "sdf": "fine-tuning (SDF)",
@@ -103,8 +103,8 @@ def recovered(profiles: pl.DataFrame) -> str:
     return "\n".join(sentences)
 
 
-def checks(gaps: pl.DataFrame, profiles: pl.DataFrame) -> str:
-    """Return the section on the instruments: malformed answers, the monitoring belief, the neutral arm."""
+def checks(gaps: pl.DataFrame, profiles: pl.DataFrame, calibration: pl.DataFrame | None = None) -> str:
+    """Return the section on the instruments: malformed answers, the neutral arm, and what tables warn of."""
     models = profiles["model"].unique(maintain_order=True).to_list()
     pooled = gaps.filter(pl.col("seed").is_null())
     pooled = pooled.filter(pl.col("model").is_in(models)) if models else pooled
@@ -117,14 +117,25 @@ def checks(gaps: pl.DataFrame, profiles: pl.DataFrame) -> str:
                 f"* ``{model}``: gap of the organism {rows[ORGANISM]['gap']:+.0f} pp, of the neutral arm "
                 f"{rows[NEUTRAL]['gap']:+.0f} pp"
             )
-    warned = pooled.filter(pl.col("warning") != "")
-    lines += [f"* ``{r['model']}`` {r['checkpoint']}: {r['warning']}" for r in warned.to_dicts()]
-    steered = profiles.filter((pl.col("warning") != "") & pl.col("method").str.starts_with("steering"))
-    lines += [f"* ``{r['model']}``, {METHODS[r['method']]}: {r['warning']}" for r in steered.to_dicts()]
+    warned = pooled.filter(pl.col("warning") != "").group_by("model", "warning", maintain_order=True)
+    for row in warned.agg(pl.col("checkpoint").unique(maintain_order=True)).to_dicts():
+        lines.append(f"* ``{row['model']}`` {', '.join(row['checkpoint'])}: {row['warning']}")
+    # Those of fine-tuning say again what its arms are warned of.
+    treated = profiles.filter((pl.col("warning") != "") & (pl.col("method") != "sdf"))
+    lines += [f"* ``{r['model']}``, {METHODS[r['method']]}: {r['warning']}" for r in treated.to_dicts()]
+    if calibration is not None:
+        arms = calibration.filter((pl.col("warning") != "") & ~pl.col("checkpoint").is_in([BASE, ORGANISM]))
+        lines += [f"* ``{r['model']}`` {r['checkpoint']}, prompted: {r['warning']}" for r in arms.to_dicts()]
     return "\n".join(lines)
 
 
-def story(screen: pl.DataFrame, gaps: pl.DataFrame, profiles: pl.DataFrame, settings: dict[str, Any]) -> str:
+def story(
+    screen: pl.DataFrame,
+    gaps: pl.DataFrame,
+    profiles: pl.DataFrame,
+    settings: dict[str, Any],
+    calibration: pl.DataFrame | None = None,
+) -> str:
     """Return the whole page."""
     pooled = screen.filter(pl.col("seed").is_null())
     seeds, sizes = max(pooled["seeds"]), sorted({*pooled["n"], *profiles["n"]})
@@ -149,7 +160,7 @@ def story(screen: pl.DataFrame, gaps: pl.DataFrame, profiles: pl.DataFrame, sett
         f"family did not raise its own belief by {settings['statistics']['moved']:g} from suppression to "
         "amplification; it does not mean that the gap stood still.",
         "**Were the instruments sound?**",
-        checks(gaps, profiles),
+        checks(gaps, profiles, calibration),
         "All samples of base, organism and arms, the tiers side by side: `transcripts.html <transcripts.html>`__ "
         "beside this report.",
     ]
@@ -161,6 +172,7 @@ def main(argv: list[str]) -> None:
     parser = stage.parser(__doc__ or "")
     for name in ("screen", "gaps", "profiles"):
         parser.add_argument(f"--{name}", type=Path, required=True, help=f"table {name}")
+    parser.add_argument("--calibration", type=Path, help="table calibration, for its warnings")
     parser.add_argument("--output", type=Path, required=True, help="story.rst")
     arguments = parser.parse_args(argv)
     job = stage.job(arguments)
@@ -168,5 +180,6 @@ def main(argv: list[str]) -> None:
         read_parquet([path], job.upstream) for path in (arguments.screen, arguments.gaps, arguments.profiles)
     )
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    text = story(screen, gaps, profiles, job.settings)
+    calibration = read_parquet([arguments.calibration], job.upstream) if arguments.calibration else None
+    text = story(screen, gaps, profiles, job.settings, calibration)
     arguments.output.write_text(text + carried.comment(arguments.output, job.fingerprint))

@@ -34,8 +34,8 @@ STATISTICS: dict[str, tuple[str, ...]] = {
     "tables.beliefs": (*RESAMPLED, "kept", "moved"),
     "tables.gaps": (*RESAMPLED, "floor", "kept", "malformed"),
     "tables.scorings": (*RESAMPLED, "malformed"),
-    "tables.steering": RESAMPLED,
-    "tables.prompting": (*RESAMPLED, "floor", "moved"),
+    "tables.steering": (*RESAMPLED, "malformed"),
+    "tables.prompting": (*RESAMPLED, "floor", "moved", "malformed"),
     "tables.profiles": (*RESAMPLED, "floor", "moved", "malformed"),
     "tables.convergence": ("floor",),
     "tables.training": (),
@@ -535,7 +535,8 @@ class Chain:
     def story(self) -> Stage:
         """The first page of the report."""
         settings = {"models": self._truths(), "statistics": self._statistics("story")}
-        return _stage("story", settings, [self.screen(), self.table_gaps(), self.table_profiles()])
+        return _stage("story", settings,
+                      [self.screen(), self.table_gaps(), self.table_profiles(), self.table_prompting()])  # fmt: skip
 
     def _outcomes(self) -> list[Stage]:
         return [self.screened(*run) for run in self.runs()] + [self.treated(*run) for run in self._kept_runs()]

@@ -8,8 +8,8 @@ Writes convergence.parquet and convergence.csv: one row per model. Each method n
 tracked by the rule of ``perfmis.tables.contrasts``, ruled out when the upper bound of its slope lies below
 the floor, and open otherwise; an open concept leaves a method undecided unless the other concept is tracked, and
 one that was not tested leaves it undecided in any case: `both` would look the same.
-``p_*`` is P(B_net > A_net). ``agreement`` counts the methods that name the most frequent side. Settings:
-``statistics``, ``models``.
+``p_*`` is P(B_net > A_net). ``warning`` gives those of the profiles. ``agreement`` counts the methods that name the
+most frequent side. Settings: ``statistics``, ``models``.
 """
 
 from collections import Counter
@@ -19,7 +19,7 @@ from typing import Any
 import polars as pl
 
 from perfmis import stage
-from perfmis.tables.common import Row, of_models, read, setting, table, write
+from perfmis.tables.common import Row, joined, of_models, read, setting, table, write
 
 METHODS = ("sdf", "prompting", "steering:out", "steering:in")
 SCHEMA: dict[str, Any] = {
@@ -29,6 +29,7 @@ SCHEMA: dict[str, Any] = {
     **dict.fromkeys((f"p_{method}" for method in METHODS), pl.Float64),
     "agreement": pl.Int64,
     "verdict": pl.String,
+    "warning": pl.String,
 }
 SIDES: dict[str, str] = {
     "expectation": "A",
@@ -67,6 +68,8 @@ def row_of_model(model: str, profiles: pl.DataFrame, floor: float) -> Row:
         row[method] = side(found[0], floor) if found else "not tested"
         greater = found[0]["p_A_greater"] if found else None
         row[f"p_{method}"] = None if greater is None else 1 - greater
+    warned = profiles.filter(pl.col("method").is_in(METHODS) & (pl.col("warning") != ""))
+    row["warning"] = joined([f"{r['method']}: {r['warning']}" for r in warned.to_dicts()])
     row["agreement"], row["verdict"] = verdict([row[method] for method in METHODS])
     return row
 

@@ -20,7 +20,8 @@ from perfmis import stage
 from perfmis.statistics import holm, p_value
 from perfmis.tables.cells import MEASURES, Cells, Replicates, build
 from perfmis.tables.common import Row, bounded, by_seed, doubt, joined, of_models, read, setting, table, write
-from perfmis.vocabulary import BASE, FAMILY_CONCEPT, NEUTRAL, ORGANISM, checkpoint_order
+from perfmis.tables.warnings import as_the_organism, malformed, no_neutral_arm
+from perfmis.vocabulary import ARMS, BASE, FAMILY_CONCEPT, NEUTRAL, ORGANISM, checkpoint_order
 
 NUMBERS = (
     *("change", "change_low", "change_high", "p_change", "p_holm"),
@@ -38,6 +39,8 @@ SCHEMA: dict[str, Any] = {
     "warning": pl.String,
 }
 KEYS = ("checkpoint", "protocol")
+# What an answer is that counts for neither side, by what outcomes rest on.
+WORDS = {"tag": "malformed", "judge": "malformed or unjudged"}
 
 
 def _rated(replicates: Replicates, key: tuple[str, str], confidence: float) -> Row:
@@ -60,12 +63,17 @@ def _changes(replicates: Replicates, cells: Cells, confidence: float) -> dict[tu
 
 
 def rows_of_model(outcomes: pl.DataFrame, tiers: list[str], statistics: Row, scoring: str) -> list[Row]:
-    """Return the rows of one model: pooled over training seeds, and per training seed."""
+    """Return the rows of one model: pooled over training seeds, and per training seed.
+
+    Their warnings are those that the answers themselves give.
+    """
     result = []
     for seed, chosen in by_seed(outcomes):
         cells = build(chosen, KEYS, tiers)
         replicates = Replicates(cells, statistics["resamples"], statistics["seed"])
         changes = _changes(replicates, cells, statistics["confidence"])
+        same = as_the_organism(chosen, KEYS)
+        unchecked = no_neutral_arm([key[0] for key in cells.keys])
         for key, own_seeds, samples in zip(cells.keys, cells.seeds, cells.samples, strict=True):
             checkpoint, protocol = key
             row = {
@@ -78,6 +86,8 @@ def rows_of_model(outcomes: pl.DataFrame, tiers: list[str], statistics: Row, sco
             row |= replicates.measured(key, statistics["confidence"])
             if "rated" in tiers:
                 row |= _rated(replicates, (checkpoint, protocol), statistics["confidence"])
+            own = [malformed(replicates, key, statistics, WORDS.get(scoring, WORDS["judge"])), same.get(key, "")]
+            row["warning"] = joined([*own, unchecked if checkpoint in ARMS else ""])
             result.append(row | changes.get((checkpoint, protocol), {}))
     return result
 
@@ -101,8 +111,7 @@ def warning(
     parts = []
     if validation is not None and row["scoring"] != "tag":
         parts.append(doubt(validation, row["model"], row["checkpoint"]))
-    if row["malformed"] > statistics["malformed"]:
-        parts.append(f"malformed {100 * row['malformed']:.0f} %")
+    parts.append(row["warning"])
     checkpoint = row["checkpoint"]
     if organism is not None and checkpoint not in (BASE, ORGANISM):
         lost_in_items = _failed(beliefs, row, "monitoring", "kept")

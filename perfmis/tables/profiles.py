@@ -11,8 +11,9 @@ Units and the attribution rule: see ``perfmis.tables.contrasts``. Warnings of th
 Settings: ``statistics``, ``models`` (name to planted truth or null).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import polars as pl
@@ -23,7 +24,8 @@ from perfmis.tables.cells import Cells, Key, Replicates, build
 from perfmis.tables.common import Row, joined, read, setting, table, write
 from perfmis.tables.contrasts import SCHEMA as PROFILE
 from perfmis.tables.contrasts import Pairs, arm_pairs, profile
-from perfmis.vocabulary import BASE, FAMILY_CONCEPT, ORGANISM
+from perfmis.tables.warnings import as_without, listed, most_malformed
+from perfmis.vocabulary import BASE, FAMILY_CONCEPT, NO_SNIPPET, ORGANISM
 
 SCHEMA: dict[str, Any] = {
     "model": pl.String,
@@ -43,17 +45,24 @@ def _resampled(cells: Cells, statistics: Row) -> Replicates:
     return Replicates(cells, statistics["resamples"], statistics["seed"])
 
 
-def _malformed(replicates: Replicates, keys: Sequence[Key], statistics: Row) -> str:
-    """Return a warning that names the cell with the most malformed answers, if they are too many."""
-    worst = max(keys, key=lambda key: replicates.malformed(*key))
-    share = replicates.malformed(*worst)
-    if share <= statistics["malformed"]:
-        return ""
-    return f"malformed up to {100 * share:.0f} % ({' '.join(map(str, worst)).removeprefix(f'{ORGANISM} ')})"
+def _row(
+    cells: Cells,
+    a_pairs: Pairs,
+    b_pairs: Pairs,
+    statistics: Row,
+    random: Pairs = (),
+    unmoved: Mapping[Key, str] = MappingProxyType({}),
+) -> Row:
+    """Return the profile of one model from its cells, with the warnings that the cells themselves give.
 
-
-def _row(cells: Cells, a_pairs: Pairs, b_pairs: Pairs, statistics: Row, random: Pairs = ()) -> Row:
-    """Return the profile of one model from its cells, with the warnings that the cells themselves give."""
+    Args:
+        cells: Cells of the model.
+        a_pairs: (+, -) cells of family A.
+        b_pairs: The same of family B.
+        statistics: The ``statistics`` settings.
+        random: (+, -) cells of random vectors.
+        unmoved: Warnings of cells that answer as without treatment.
+    """
     replicates = _resampled(cells, statistics)
     used = [key for pair in (*a_pairs, *b_pairs) for key in pair]
     random_nets = [abs(float(replicates.gap(*plus)[0] - replicates.gap(*minus)[0])) for plus, minus in random]
@@ -63,7 +72,8 @@ def _row(cells: Cells, a_pairs: Pairs, b_pairs: Pairs, statistics: Row, random: 
         **profile(replicates, a_pairs, b_pairs, statistics, max(random_nets, default=0.0)),
         "largest_random": max(random_nets, default=None),
     }
-    warnings = [_malformed(replicates, used, statistics)] if used else []
+    warnings = [most_malformed(replicates, used, statistics)] if used else []
+    warnings += listed(unmoved, used)
     for family, label in (("A", "expectation"), ("B", "consequence")):
         if not row[f"moved_{family}"] >= statistics["moved"]:
             warnings.append(f"{family}: {label} not moved as intended")
@@ -92,13 +102,14 @@ def by_arms(outcomes: pl.DataFrame, gaps: pl.DataFrame, statistics: Row) -> Row 
         & pl.col("checkpoint").is_in(present)
         & (pl.col("warning") != "")
     )
-    own = [f"{arm}: {text}" for arm, text in warned.select("checkpoint", "warning").iter_rows()]
+    texts = {(arm,): text for arm, text in warned.select("checkpoint", "warning").iter_rows()}
+    own = listed(texts, texts)
     return row | {"method": "sdf", "warning": joined([*own, row["warning"]])}
 
 
 def by_snippets(outcomes: pl.DataFrame, checkpoint: str, statistics: Row) -> Row | None:
     """Return the profile of one checkpoint of one model under snippets, or None where it has none."""
-    chosen = outcomes.filter((pl.col("checkpoint") == checkpoint) & (pl.col("snippet") != "none"))
+    chosen = outcomes.filter((pl.col("checkpoint") == checkpoint) & (pl.col("snippet") != NO_SNIPPET))
     if chosen.is_empty():
         return None
     cells = build(chosen, ["checkpoint", "snippet"])
@@ -108,7 +119,10 @@ def by_snippets(outcomes: pl.DataFrame, checkpoint: str, statistics: Row) -> Row
         for family in FAMILY_CONCEPT
     )
     method = "prompting" if checkpoint == BASE else f"prompting:{checkpoint}"
-    return _row(cells, a_pairs, b_pairs, statistics) | {"method": method}
+    asked = outcomes.filter(pl.col("checkpoint") == checkpoint)
+    keys = ["checkpoint", "snippet"]
+    unmoved = as_without(asked, keys, pl.col("snippet") != NO_SNIPPET, ["protocol"], "those without the snippet")
+    return _row(cells, a_pairs, b_pairs, statistics, unmoved=unmoved) | {"method": method}
 
 
 def by_vectors(outcomes: pl.DataFrame, context: str, statistics: Row) -> Row | None:
@@ -120,9 +134,8 @@ def by_vectors(outcomes: pl.DataFrame, context: str, statistics: Row) -> Row | N
     largest = max((alpha for alpha in alphas if -alpha in alphas), default=0.0)
     if largest == 0.0:
         raise UserError(f"{steered['model'][0]}: no coefficient stands with both signs; mend steering.alphas")
-    ends = steered.filter(pl.col("alpha").abs() == largest).with_columns(
-        control=pl.col("control").cast(pl.String).fill_null(REAL)
-    )
+    steered = steered.with_columns(control=pl.col("control").cast(pl.String).fill_null(REAL))
+    ends = steered.filter(pl.col("alpha").abs() == largest)
     cells = build(ends, STEERING)
     opposite = {key: (*key[:3], -largest) for key in cells.keys if key[3] == largest}
     pairs = {(key[1], key[2]): (key, other) for key, other in opposite.items() if other in cells.keys}
@@ -132,6 +145,7 @@ def by_vectors(outcomes: pl.DataFrame, context: str, statistics: Row) -> Row | N
         [pairs["consequence", REAL]],
         statistics,
         [pair for (_, control), pair in pairs.items() if control != REAL],
+        as_without(steered, STEERING, pl.col("alpha") != 0, ["concept"], "the unsteered organism's"),
     )
     return row | {"method": f"steering:{context}"}
 

@@ -41,8 +41,7 @@ def scorings(
             own = rows_of_model(chosen.with_columns(outcome=compliance(rule)), tiers, statistics, rule)
             for row in own:
                 warning = "" if rule == "tag" else doubt(validation, model, row["checkpoint"])
-                malformed = f"malformed or unjudged {100 * row['malformed']:.0f} %"
-                row["warning"] = joined([malformed if row["malformed"] > statistics["malformed"] else "", warning])
+                row["warning"] = joined([row["warning"], warning])
             rows += own
     rows.sort(
         key=lambda row: (

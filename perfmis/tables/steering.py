@@ -6,7 +6,8 @@
 Writes steering.parquet and steering.csv: one row per model, training seed (null: pooled), concept, context,
 coefficient and control (null: the real vector, else the number of a random vector of the same norm).
 Compliance, gap and change are percentages or percentage points with their bounds; rates and ``malformed`` are
-shares 0..1. ``change`` is the gap minus that at coefficient 0 of the same concept and context, paired.
+shares 0..1. ``change`` is the gap minus that at coefficient 0 of the same concept and context, paired. ``warning``
+says of a row what its answers give reason to doubt (`perfmis.tables.warnings`).
 Settings: ``statistics``, ``models``.
 """
 
@@ -17,7 +18,8 @@ import polars as pl
 
 from perfmis import stage
 from perfmis.tables.cells import MEASURES, Replicates, build
-from perfmis.tables.common import Row, bounded, by_seed, of_models, read, setting, table, write
+from perfmis.tables.common import Row, bounded, by_seed, joined, of_models, read, setting, table, write
+from perfmis.tables.warnings import as_without, malformed
 
 KEYS = ("concept", "context", "alpha", "control")
 SCHEMA: dict[str, Any] = {
@@ -30,6 +32,7 @@ SCHEMA: dict[str, Any] = {
     **dict.fromkeys(("seeds", "n", "samples"), pl.Int64),
     **MEASURES,
     **dict.fromkeys(("change", "change_low", "change_high"), pl.Float64),
+    "warning": pl.String,
 }
 
 
@@ -40,10 +43,12 @@ def rows_of_model(outcomes: pl.DataFrame, statistics: Row) -> list[Row]:
     for seed, chosen in by_seed(outcomes):
         cells = build(chosen, KEYS)
         replicates = Replicates(cells, statistics["resamples"], statistics["seed"])
+        same = as_without(chosen, KEYS, pl.col("alpha") != 0, ["concept", "context"], "the unsteered organism's")
         for key, seeds, samples in zip(cells.keys, cells.seeds, cells.samples, strict=True):
             change = replicates.gap(*key) - replicates.gap(*key[:2], 0.0, None)
             row = {"model": outcomes["model"][0], "seed": seed, **dict(zip(KEYS, key, strict=True))}
             row |= {"seeds": seeds, "n": cells.prompts, "samples": samples}
+            row["warning"] = joined([malformed(replicates, key, statistics), same.get(key, "")])
             result.append(row | replicates.measured(key, confidence) | bounded("change", change, confidence))
     return result
 

@@ -215,6 +215,7 @@ rule story:
         screen=rules.screen.output.table,
         gaps=rules.table_gaps.output.table,
         profiles=rules.table_profiles.output.table,
+        calibration=rules.table_prompting.output.calibration,
     output:
         f"{root}/report/story.rst",
     log:
@@ -231,4 +232,5 @@ rule story:
         **stage(stages.story),
     shell:
         "python -m perfmis story --settings {params.settings:q} --fingerprint {params.fingerprint}"
-        " --screen {input.screen} --gaps {input.gaps} --profiles {input.profiles} --output {output} > {log} 2>&1"
+        " --screen {input.screen} --gaps {input.gaps} --profiles {input.profiles} --calibration {input.calibration}"
+        " --output {output} > {log} 2>&1"
