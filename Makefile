@@ -39,9 +39,11 @@ lock:
 audit: $(VENV)/.tests
 	python .ci/audit.py
 
+# Where a job failed there is a report of the rest, and the demo has failed all the same.
 demo: setup
-	python -m perfmis warm snakemake --profile demo
-	@$(MAKE) --no-print-directory results/demo/report.html
+	@python -m perfmis warm snakemake --profile demo; status=$$?; \
+	test $$status = 0 || test -f results/demo/logs/missing.json || exit $$status; \
+	$(MAKE) --no-print-directory results/demo/report.html; exit $$((status + $$?))
 
 results/demo/report.html: results/demo/report/story.rst $(wildcard results/demo/figures/*.svg results/demo/tables/*.csv)
 	snakemake --profile demo --report $@

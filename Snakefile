@@ -30,6 +30,10 @@ onstart:
     before_the_first_job()
 
 
+onerror:
+    after_the_last_job()
+
+
 report: f"{root}/report/story.rst"
 
 
@@ -40,4 +44,4 @@ rule all:
         expand("{root}/figures/fig{number}.pdf", root=root, number=figures),
         f"{root}/report/story.rst",
         f"{root}/transcripts.html",
-        judged("checkpoints", [f"{root}/{configuration.SHEET}"]),
+        judged("checkpoints", sheets),

@@ -22,7 +22,7 @@ from perfmis import stage
 from perfmis.artifacts import read_parquet, write_json, write_parquet
 from perfmis.stage import UserError
 from perfmis.tables.cells import Replicates, build
-from perfmis.tables.common import Row, bounded, by_seed, of_models, setting, table
+from perfmis.tables.common import Row, bounded, by_seed, lacking, of_models, setting, table, with_missing
 from perfmis.vocabulary import BASE, ORGANISM
 
 SCHEMA: dict[str, Any] = {
@@ -103,5 +103,5 @@ def main(argv: list[str]) -> None:
     for sentence in differing:
         print(f"screen: {sentence}", file=sys.stderr)
     rule = f"pooled interval above 0 and gap >= {screen['minimum_gap']:g} pp"
-    write_parquet(table(rows, SCHEMA), arguments.output, job.fingerprint)
+    write_parquet(with_missing(table(rows, SCHEMA), lacking(job)), arguments.output, job.fingerprint)
     write_json({"kept": kept, "rule": rule, "by_rule": by_rule, "disagreement": differing}, arguments.kept)

@@ -83,6 +83,13 @@ class Run:
     jobs: dict[int, Job] = field(default_factory=dict)
     total: int = 0
 
+    def go_on(self, event: dict[str, Any]) -> None:
+        """Count a pass without the results of failed jobs as part of the run; it numbers its jobs anew."""
+        self.heard, self.ended = event["time"], False
+        self.jobs = {-1 - place: job for place, job in enumerate(self.jobs.values())}
+        for rule, number in event["rules"].items():
+            self.rules[rule] = max(self.rules.get(rule, 0), number)
+
     def alive(self) -> bool | None:
         """Return whether the run is on; None where only its own machine could tell."""
         if self.ended:
@@ -125,17 +132,21 @@ def runs(told: Iterable[dict[str, Any]]) -> list[Run]:
     found: dict[str, Run] = {}
     for event in told:
         name = event.get("run", "")
-        if event.get("event") == "run":
+        if event.get("event") == "run" and event.get("follows") and found:
+            found[name] = list(found.values())[-1]
+            found[name].go_on(event)
+        elif event.get("event") == "run":
             run = Run(event["host"], event["pid"], event["born"], event["time"], event["rules"], event["time"])
             found[name] = run
         elif name in found:
             found[name].heard = event["time"]
             _apply(found[name], event)
-    for run in found.values():
+    different = list({id(run): run for run in found.values()}.values())
+    for run in different:
         if run.alive() is False:
             for job in run.jobs.values():
                 job.state = "lost" if job.state == "running" else job.state
-    return list(found.values())
+    return different
 
 
 def _apply(run: Run, event: dict[str, Any]) -> None:
@@ -144,7 +155,7 @@ def _apply(run: Run, event: dict[str, Any]) -> None:
         run.ended = True
         return
     if kind == "total":
-        run.total = event["jobs"]
+        run.total = max(run.total, event["jobs"])
         return
     job = run.jobs.get(event.get("job", -1))
     if kind == "started":

@@ -14,6 +14,7 @@ import polars as pl
 
 from perfmis import carried, stage
 from perfmis.artifacts import read_parquet
+from perfmis.tables.common import present
 from perfmis.vocabulary import BASE, NEUTRAL, ORGANISM
 
 METHODS = {
@@ -112,7 +113,7 @@ def checks(gaps: pl.DataFrame, profiles: pl.DataFrame, calibration: pl.DataFrame
     lines = [f"* largest share of malformed answers in any unsteered checkpoint: {100 * worst:.1f} %"]
     for model in models:
         rows = {r["checkpoint"]: r for r in pooled.filter(pl.col("model") == model).to_dicts()}
-        if NEUTRAL in rows:
+        if {ORGANISM, NEUTRAL} <= set(rows):
             lines.append(
                 f"* ``{model}``: gap of the organism {rows[ORGANISM]['gap']:+.0f} pp, of the neutral arm "
                 f"{rows[NEUTRAL]['gap']:+.0f} pp"
@@ -127,6 +128,30 @@ def checks(gaps: pl.DataFrame, profiles: pl.DataFrame, calibration: pl.DataFrame
         arms = calibration.filter((pl.col("warning") != "") & ~pl.col("checkpoint").is_in([BASE, ORGANISM]))
         lines += [f"* ``{r['model']}`` {r['checkpoint']}, prompted: {r['warning']}" for r in arms.to_dicts()]
     return "\n".join(lines)
+
+
+def _literal(text: str) -> str:
+    """Return text that may hold anything as a literal of reStructuredText, which Snakemake fills in as a template."""
+    return "``" + text.replace("`", "'").replace("{", "{{ '{' }}") + "``"
+
+
+def lacked(missing: list[dict[str, Any]]) -> str:
+    """Return the section on results that failed jobs have taken, with what they said; empty where there are none.
+
+    Args:
+        missing: ``model`` and ``missing`` (what: why) of each.
+    """
+    if not missing:
+        return ""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for row in missing:
+        what, why = row["missing"].split(": ", 1)
+        reasons.setdefault((row["model"], why), []).append(what)
+    lines = [f"* ``{model}``: {'; '.join(what)}. {_literal(why)}" for (model, why), what in reasons.items()]
+    return "\n".join(
+        ["**What is missing.** Jobs failed, so tables and figures do without what they would have made, and nothing "
+         "below says anything of it. The same command tries them again.", "", *lines]
+    )  # fmt: skip
 
 
 def story(
@@ -145,6 +170,7 @@ def story(
         "What drives the alignment-faking gap: consequence-tracking (family B, the scheming reading) or "
         "expectation-tracking (family A, the sycophancy reading)? Each process is amplified and suppressed by "
         "fine-tuning on documents, by steering and by prompts; the profile says which family moves the gap more.",
+        lacked(settings.get("missing", [])),
         "**What was planted.** " + planted(settings["models"]),
         "**Who has a gap.** Candidates after the first round of fine-tuning:",
         screened(screen),
@@ -177,9 +203,9 @@ def main(argv: list[str]) -> None:
     arguments = parser.parse_args(argv)
     job = stage.job(arguments)
     screen, gaps, profiles = (
-        read_parquet([path], job.upstream) for path in (arguments.screen, arguments.gaps, arguments.profiles)
+        present(read_parquet([path], job.upstream)) for path in (arguments.screen, arguments.gaps, arguments.profiles)
     )
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    calibration = read_parquet([arguments.calibration], job.upstream) if arguments.calibration else None
+    calibration = present(read_parquet([arguments.calibration], job.upstream)) if arguments.calibration else None
     text = story(screen, gaps, profiles, job.settings, calibration)
     arguments.output.write_text(text + carried.comment(arguments.output, job.fingerprint))

@@ -15,6 +15,7 @@ from typing import Any
 from perfmis import protocol_files, provenance
 from perfmis.config import Judged, Study
 from perfmis.engines.api.server import Server
+from perfmis.missing import CONTENTS, Missing
 from perfmis.stage import canonical
 from perfmis.vocabulary import BASE, NEUTRAL, ORGANISM
 
@@ -43,7 +44,11 @@ STATISTICS: dict[str, tuple[str, ...]] = {
     "figures.fig9": ("confidence", "floor"),
     "figures.fig10": (),
 }
+NOTHING = Missing()
 _COMPARED = ("floor", "labels", "number", "sheet")
+# Results, by the rules that make them, that several tables are made from.
+SAMPLED = ("screen_outcomes", "outcomes")
+PROFILED = ("outcomes", "steering_outcomes", "prompting_outcomes")
 FIGURE_TABLES: dict[int, tuple[str, ...]] = {
     1: (),
     2: ("screen",),
@@ -92,10 +97,11 @@ def _learnt(sdf: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Chain:
-    """The stages of one study, computed once each."""
+    """The stages of one study, computed once each; tables and pages do without what is missing."""
 
-    def __init__(self, study: Study) -> None:
+    def __init__(self, study: Study, missing: Missing = NOTHING) -> None:
         self.study = study
+        self.missing = missing
         self.world = study.evaluation.world
         self.arms = study.arms.names
         self.models = list(study.models)
@@ -311,9 +317,10 @@ class Chain:
         assert judge is not None
         compared = judge.model_dump(include=set(_COMPARED), exclude={"number"})
         decisive = {"judge": {**self._judge(), **compared}, "statistics": self._statistics("validation")}
+        decisive |= self._lacking(*SAMPLED)
         told = {"judge": {**decisive["judge"], "batch": judge.batch}}
-        judged = [self.screen_judgements(*run) for run in self.runs()]
-        judged += [self.arm_judgements(*run) for run in self._kept_runs()]
+        judged = [self.screen_judgements(*run) for run in self.made("screen_outcomes", self.runs())]
+        judged += [self.arm_judgements(*run) for run in self.made("outcomes", self._kept_runs())]
         files = [judge.sheet] if judge.sheet else []
         files += [judge.labels.location] if judge.labels and judge.labels.source == "path" else []
         return _stage("validation", decisive, [*self._outcomes(), *judged, self._judge_identity(), *self._verdict()],
@@ -338,12 +345,13 @@ class Chain:
     @functools.cache
     def screen(self) -> Stage:
         """Which organisms go on."""
-        upstream = [self.screened(model, seed) for model, seed in self.runs()]
+        upstream = [self.screened(*run) for run in self.made("screen_outcomes", self.runs())]
         settings = {
             "screen": self.study.screen.model_dump(),
             "seeds": self.study.seeds.screen,
             "models": self._names(),
             "statistics": self._statistics("screen"),
+            **self._lacking("screen_outcomes"),
         }
         return _stage("screen", settings, upstream)
 
@@ -455,6 +463,25 @@ class Chain:
         models = self.steered(kept) if steered else kept
         return [(model, seed) for model, seed in self.runs() if model in models]
 
+    def made(self, rule: str, runs: Iterable[tuple[str, int]], **more: str) -> list[tuple[str, int]]:
+        """Return the runs whose result of a rule is not missing, nor what decides whether they go on."""
+
+        def there(model: str, seed: int) -> bool:
+            undecided = any(self.missing.has(decisive, model=model, seed=seed) for decisive in self._decisive)
+            return not undecided and not self.missing.has(rule, model=model, seed=seed, **more)
+
+        return [run for run in runs if there(*run)]
+
+    def _lacking(self, *rules: str) -> dict[str, Any]:
+        """The setting ``missing`` of what is made from results of rules; no such setting where nothing is missing."""
+        rows = self.missing.rows(*{*rules, *self._decisive})
+        return {"missing": rows} if rows else {}
+
+    @property
+    def _decisive(self) -> tuple[str, ...]:
+        """The results without which nothing else of a run is asked for: those that a screen decides by."""
+        return ("screen_outcomes",) if self.study.screen.keep == "auto" else ()
+
     def _verdict(self) -> list[Stage]:
         """What decides which models go on, where no list does."""
         return [self.screen()] if self.study.screen.keep == "auto" else []
@@ -472,8 +499,10 @@ class Chain:
     @functools.cache
     def table_training(self) -> Stage:
         """How every training run went, and the curves."""
-        checkpoints = [(*run, checkpoint) for run in self._kept_runs() for checkpoint in (ORGANISM, *self.arms)]
-        return self._table("training", [self.checkpoint(*of) for of in checkpoints])
+        runs = self._kept_runs()
+        made = [self.organism(*run) for run in self.made("organism", runs)]
+        made += [self.arm(*run, arm) for arm in self.arms for run in self.made("arm", runs, arm=arm)]
+        return self._table("training", made, ("organism", "arm"))
 
     @functools.cache
     def table_published(self) -> Stage:
@@ -483,7 +512,8 @@ class Chain:
     @functools.cache
     def table_beliefs(self) -> Stage:
         """Beliefs per checkpoint and what they say of the arms."""
-        return self._table("beliefs", [self.beliefs(*run) for run in self._kept_runs()])
+        made = [self.beliefs(*run) for run in self.made("beliefs", self._kept_runs())]
+        return self._table("beliefs", made, ("beliefs",))
 
     @functools.cache
     def table_gaps(self) -> Stage:
@@ -491,37 +521,38 @@ class Chain:
         validated = [self.validation()] if self.study.judge else []
         evaluation = self.study.evaluation
         read = {"tiers": evaluation.tiers, "compliance": evaluation.compliance}
-        return self._table("gaps", [*self._outcomes(), self.table_beliefs(), *validated], **read)
+        return self._table("gaps", [*self._outcomes(), self.table_beliefs(), *validated], (*SAMPLED, "beliefs"), **read)
 
     @functools.cache
     def table_scorings(self) -> Stage:
         """Gaps by tag, by judge, and by both."""
-        return self._table("scorings", [*self._outcomes(), self.validation()], tiers=self.study.evaluation.tiers)
+        tiers = self.study.evaluation.tiers
+        return self._table("scorings", [*self._outcomes(), self.validation()], SAMPLED, tiers=tiers)
 
     @functools.cache
     def table_steering(self) -> Stage:
         """Compliance and gap per vector and alpha."""
-        return self._table("steering", [self.steering_outcomes(*run) for run in self._kept_runs(steered=True)])
+        return self._table("steering", self._steered_outcomes(), ("steering_outcomes",))
 
     @functools.cache
     def table_prompting(self) -> Stage:
         """Compliance and gap per checkpoint and snippet, and the calibration on the arms."""
         closed = list(self.study.prompting.closed)
-        outcomes = [self.prompting_outcomes(*run) for run in self._kept_runs()] + [*map(self.closed_outcomes, closed)]
-        return self._table("prompting", outcomes, models=sorted([*self.models, *closed]))
+        asked = [self.closed_outcomes(name) for name in closed if not self.missing.has("closed_outcomes", closed=name)]
+        rules = ("prompting_outcomes", "closed_outcomes")
+        outcomes = [*self._prompted_outcomes(), *asked]
+        return self._table("prompting", outcomes, rules, models=sorted([*self.models, *closed]))
 
     @functools.cache
     def table_profiles(self) -> Stage:
         """The motivation profiles."""
-        interventions = [self.steering_outcomes(*run) for run in self._kept_runs(steered=True)]
-        interventions += [self.prompting_outcomes(*run) for run in self._kept_runs()]
-        upstream = [*self._outcomes(), *interventions, self.table_gaps()]
-        return self._table("profiles", upstream, models=self._truths())
+        upstream = [*self._outcomes(), *self._steered_outcomes(), *self._prompted_outcomes(), self.table_gaps()]
+        return self._table("profiles", upstream, PROFILED, models=self._truths())
 
     @functools.cache
     def table_convergence(self) -> Stage:
         """What the methods agree on."""
-        return self._table("convergence", [self.table_profiles()])
+        return self._table("convergence", [self.table_profiles()], PROFILED)
 
     @functools.cache
     def page(self) -> Stage:
@@ -534,20 +565,33 @@ class Chain:
     @functools.cache
     def story(self) -> Stage:
         """The first page of the report."""
-        settings = {"models": self._truths(), "statistics": self._statistics("story")}
+        settings = {
+            "models": self._truths(),
+            "statistics": self._statistics("story"),
+            **self._lacking(*CONTENTS),
+        }
         return _stage("story", settings,
                       [self.screen(), self.table_gaps(), self.table_profiles(), self.table_prompting()])  # fmt: skip
 
     def _outcomes(self) -> list[Stage]:
-        return [self.screened(*run) for run in self.runs()] + [self.treated(*run) for run in self._kept_runs()]
+        screened = [self.screened(*run) for run in self.made("screen_outcomes", self.runs())]
+        return screened + [self.treated(*run) for run in self.made("outcomes", self._kept_runs())]
 
     def _samples(self) -> list[Stage]:
-        sampled = [self.screen_transcripts(*run) for run in self.runs()]
-        return sampled + [self.arm_transcripts(*run) for run in self._kept_runs()]
+        """Samples, of which there are outcomes."""
+        sampled = [self.screen_transcripts(*run) for run in self.made("screen_outcomes", self.runs())]
+        return sampled + [self.arm_transcripts(*run) for run in self.made("outcomes", self._kept_runs())]
 
-    def _table(self, table: str, upstream: list[Stage], **more: Any) -> Stage:
+    def _steered_outcomes(self) -> list[Stage]:
+        return [self.steering_outcomes(*run) for run in self.made("steering_outcomes", self._kept_runs(steered=True))]
+
+    def _prompted_outcomes(self) -> list[Stage]:
+        return [self.prompting_outcomes(*run) for run in self.made("prompting_outcomes", self._kept_runs())]
+
+    def _table(self, table: str, upstream: list[Stage], rules: tuple[str, ...], **more: Any) -> Stage:
+        """A table, made from results of rules."""
         module = f"tables.{table}"
-        settings = {"models": self._names(), "statistics": self._statistics(module), **more}
+        settings = {"models": self._names(), "statistics": self._statistics(module), **more, **self._lacking(*rules)}
         return _stage(module, settings, [*upstream, *self._verdict()])
 
     @functools.cache

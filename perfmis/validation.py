@@ -34,7 +34,7 @@ from perfmis.rubrics import Rubric
 from perfmis.stage import UserError
 from perfmis.statistics import Array, resampling_weights
 from perfmis.subject import Ask
-from perfmis.tables.common import Row, bounded, table, write
+from perfmis.tables.common import Row, bounded, lacking, table, write
 
 AGREEMENT = ("kappa", "auroc", "sensitivity", "specificity")
 SCHEMA: dict[str, Any] = {
@@ -239,4 +239,4 @@ def main(argv: list[str]) -> None:
     if judge["labels"]:
         rows.append(on_labels(chosen, judge, statistics, subject.messages_ask(arguments, judge)))
     rows += on_arms(samples, sheet, chosen, judge, statistics)
-    write(table(rows, SCHEMA), arguments.output, job.fingerprint)
+    write(table(rows, SCHEMA), arguments.output, job.fingerprint, lacking(job))

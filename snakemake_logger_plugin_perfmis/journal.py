@@ -1,7 +1,8 @@
 """The journal of a study's runs: ``ROOT/logs/run.jsonl``, one line an event, only ever appended to.
 
 ``python -m perfmis status`` reads it while a run is on and after it died. The submitting process writes it, whatever
-executes the jobs. Events: ``run`` (who runs, and the jobs to do by rule), ``started``, ``submitted`` (with what the
+executes the jobs. Events: ``run`` (who runs, the jobs to do by rule, and whether it is a pass of the run before, which
+waits for it), ``started``, ``submitted`` (with what the
 cluster calls the job), ``finished``, ``failed``, ``total`` (jobs in all, once a checkpoint has added some) and
 ``ended``; each has the run's id and the time, those of a job its number in the run.
 """
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from perfmis import privacy, status
+from perfmis.after_failure import FOLLOWS
 
 NAME = "logs/run.jsonl"
 
@@ -42,7 +44,8 @@ class Journal:
         """Note who runs, so that a reader can tell whether the run is alive, and the jobs by rule."""
         self._total = sum(rules.values())
         pid = os.getpid()
-        self.note("run", host=socket.gethostname(), pid=pid, born=status.born(pid), rules=rules)
+        passes = {"follows": True} if FOLLOWS in os.environ else {}
+        self.note("run", host=socket.gethostname(), pid=pid, born=status.born(pid), rules=rules, **passes)
 
     def grow(self, total: int) -> None:
         """Note how many jobs there are in all, where a checkpoint has added some."""

@@ -41,7 +41,14 @@ A study of weeks meets killed jobs, full disks and damaged files. What holds aft
 * what was finished stays as it is. Training goes on from its newest sound checkpoint, sampling draws what the store of
   samples lacks, and of the other stages the one job is done again;
 * the same command, started again, ends with the tables of a study that was never disturbed, value by value, and with
-  the same adapters, bit by bit.
+  the same adapters, bit by bit;
+* a job that fails for good takes no other model's results with it. The run makes all that does not need the job, then
+  tables, figures and report from what there is, and ends with an error. What is missing is listed with the failed job
+  and its error line: in each table that lacks it (column `missing`), by name in the figures, on the first page, and in
+  `logs/missing.json`. It counts as failed, not as done: the next run tries it again, and makes anew what rests on it.
+  A table, figure or page that fails itself is not made, nor is what is drawn from it; where no organism of any model
+  can be sampled there is nothing to make a report from, and one line says so. All this is of runs that keep going
+  (`keep-going` in the profiles) and were not stopped.
 
 Damage is noticed by hashes: tables, JSON and steering vectors carry the SHA-256 of their own content, an adapter's
 lineage names those of its weights and its configuration, stored samples have checksums, checkpoints and tokenised

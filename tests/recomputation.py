@@ -144,12 +144,17 @@ def leaves(content: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[t
 
 def pretended(make: Callable[..., Path], *configs: str, kept: Iterable[str] = KEPT) -> Path:
     """Return a folder in which a study has run, with the stub in the place of the stages."""
-    folder = make(copied=("perfmis", "resources", "config"))
+    folder = with_stub(make(copied=("perfmis", "resources", "config")), kept)
+    said = run(folder, *(configs or (DEMO,)))
+    assert said.returncode == 0, said.stdout[-3000:] + said.stderr[-3000:]
+    return folder
+
+
+def with_stub(folder: Path, kept: Iterable[str]) -> Path:
+    """Return a folder that has a copy of the package, after putting the stub in the place of its stages."""
     shutil.copy(STAND_INS / "stub.py", folder / "perfmis/__main__.py")
     (folder / "kept").write_text(" ".join(kept))
     pl.DataFrame({"fingerprint": [BLANK]}).write_parquet(folder / "blank.parquet", compression="uncompressed")
-    said = run(folder, *(configs or (DEMO,)))
-    assert said.returncode == 0, said.stdout[-3000:] + said.stderr[-3000:]
     return folder
 
 

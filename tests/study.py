@@ -1,7 +1,7 @@
 """A whole synthetic study: raw artifacts of several models, and all tables made from them by the stages."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -61,13 +61,13 @@ def write_logs(root: Path, model: str, seeds: Iterable[int], steps: int = 60) ->
             synthetic.save(log, root / "logs" / model / str(seed) / f"{arm}.parquet")
 
 
-def training_table(root: Path, models: Mapping[str, str | None]) -> None:
+def training_table(root: Path, settings: Mapping[str, object]) -> None:
     """Run the stage that reads the training logs."""
     paths = sorted((root / "logs").rglob("*.parquet"))
     logs = [f"{path.relative_to(root / 'logs').with_suffix('')}={path}" for path in paths]
     out = root / "tables"
     both = ["--output", out / "training.parquet", "--curves", out / "curves.parquet"]
-    run("tables.training", {"models": dict(models)}, "--logs", *logs, *both)
+    run("tables.training", settings, "--logs", *logs, *both)
 
 
 def rejected(root: Path, model: str, design: Design) -> None:
@@ -77,15 +77,18 @@ def rejected(root: Path, model: str, design: Design) -> None:
     synthetic.save(frame, root / "outcomes" / f"{model}.parquet")
 
 
-def make_tables(root: Path, models: Mapping[str, str | None], resamples: int = 400) -> None:
-    """Run all table stages over the inputs in ``root``; tables go to ``root/tables``."""
-    settings = {
+def make_tables(
+    root: Path, models: Mapping[str, str | None], resamples: int = 400, missing: Sequence[Mapping[str, object]] = ()
+) -> None:
+    """Run all table stages over the inputs in ``root``, of which some may be missing; tables go to ``root/tables``."""
+    settings: dict[str, object] = {
         "statistics": STATISTICS | {"resamples": resamples},
         "models": dict(models),
         "tiers": ["monitored", "unmonitored"],
         "compliance": "tag",
         "screen": SCREEN,
         "seeds": [0, 1, 2],
+        **({"missing": list(missing)} if missing else {}),
     }
     inputs = {
         name: sorted((root / name).glob("*.parquet")) for name in ("outcomes", "prompting", "beliefs", "steering")
@@ -122,7 +125,7 @@ def make_tables(root: Path, models: Mapping[str, str | None], resamples: int = 4
     run("tables.convergence", settings, "--profiles", profiles, "--output", out / "convergence.parquet")
     measured = ["--gaps", gaps, "--profiles", profiles]
     run("tables.published", settings, "--source", PUBLISHED, *measured, "--output", out / "published.parquet")
-    training_table(root, models)
+    training_table(root, settings)
 
 
 def table(root: Path, name: str) -> pl.DataFrame:

@@ -262,24 +262,26 @@ def send(process: int, number: signal.Signals) -> None:
 
 
 @pytest.fixture(scope="module")
-def make(code: Path, warm: str) -> Callable[[Path], Study]:
+def make(code: Path, warm: str) -> Callable[..., Study]:
     """Return a function that makes the study in a folder, in which nothing has run."""
     content = yaml.safe_load((HERE / "slurm/study.yaml").read_text())
     # Models that have learned next to nothing have no two scratchpads that differ, so no vectors either.
     content["steering"]["models"] = []
     content["evaluation"]["batch"] = 8
 
-    def made(folder: Path) -> Study:
+    def made(folder: Path, models: Sequence[str] = ("both",)) -> Study:
         for part in PARTS:
             (folder / part).symlink_to(code / part)
-        (folder / "study.yaml").write_text(yaml.safe_dump({**content, "root": str(ROOT)}))
+        own = {"models": {name: {**content["models"]["both"], "truth": name} for name in models}}
+        own |= {"screen": {"keep": list(models)}, "root": str(ROOT)}
+        (folder / "study.yaml").write_text(yaml.safe_dump({**content, **own}))
         return Study(folder, warm)
 
     return made
 
 
 @pytest.fixture(scope="module")
-def truth(tmp_path_factory: pytest.TempPathFactory, make: Callable[[Path], Study]) -> Study:
+def truth(tmp_path_factory: pytest.TempPathFactory, make: Callable[..., Study]) -> Study:
     """The study, run once without any disturbance."""
     study = make(tmp_path_factory.mktemp("truth"))
     code, said = study.run(*TARGETS)
@@ -513,7 +515,7 @@ MOUNTED = ("full", "read-only")
 NOT_MOUNTED = "this account may not mount a file system: no full disk and no read-only results"
 
 
-def test_each_fault_once(truth: Study, tmp_path: Path, make: Callable[[Path], Study]) -> None:
+def test_each_fault_once(truth: Study, tmp_path: Path, make: Callable[..., Study]) -> None:
     """One study meets all faults on its way, and ends as the one that met none."""
     with disk_of_its_own(tmp_path) as mountable:
         study = make(tmp_path)
@@ -527,7 +529,7 @@ def test_each_fault_once(truth: Study, tmp_path: Path, make: Callable[[Path], St
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", [*DURING, "damaged", "clock"])
-def test_every_fault_at_every_stage(truth: Study, tmp_path: Path, make: Callable[[Path], Study], fault: str) -> None:
+def test_every_fault_at_every_stage(truth: Study, tmp_path: Path, make: Callable[..., Study], fault: str) -> None:
     with disk_of_its_own(tmp_path) as mountable:
         if not mountable and fault in MOUNTED:
             pytest.skip(NOT_MOUNTED)
@@ -535,6 +537,50 @@ def test_every_fault_at_every_stage(truth: Study, tmp_path: Path, make: Callable
         for name in faults.FAULTS[fault].stages:
             perform(study, fault, name)
         same(study, truth)
+
+
+def test_a_model_that_fails_takes_the_report_from_no_other(tmp_path: Path, make: Callable[..., Study]) -> None:
+    """Its organism is killed: the run fails with the report written; the next one makes what was missing, no more."""
+    study = make(tmp_path, models=("both", "expectation"))
+    process = tmp_path / "process"
+    held = "*organisms/expectation/*/seal.json.partial"
+    submitter = study.start(HELD=held, HELD_SKIP="0", HELD_BY=str(process))
+    wait(process.exists, submitter)
+    send(int(process.read_text()), signal.SIGKILL)
+    code, said = submitter.end()
+    assert code != 0
+    (line,) = errors(said)
+    assert line.startswith("error: killed")
+    why = f"job organism expectation 0 failed: {line}"
+    assert (
+        f"tables, figures and report name what is missing; the same command tries again what failed\n    {why}" in said
+    )
+    assert line in study.status()
+    assert not (study.root / "organisms/expectation/seed0/lineage.json").exists()
+
+    story = (study.root / "report/story.rst").read_text()
+    assert "* ``expectation``: organism, training seed 0; " in story
+    assert f"``{why}``" in story
+    gaps = pl.read_csv(study.root / "tables/gaps.csv")
+    assert set(gaps.filter(pl.col("missing").is_null())["model"]) == {"both"}
+    listed = gaps.drop_nulls("missing").select("model", "seed", "missing").rows()
+    assert ("expectation", 0, f"samples of base and organism, training seed 0: {why}") in listed
+    assert "Missing, since jobs failed" in (study.root / "figures/fig3.svg").read_text()
+    assert (study.root / "transcripts.html").is_file()
+    before = study.contents()
+
+    begun = len(study.runs())
+    study.made()
+    jobs = study.finished(study.runs()[begun:])
+    assert {wildcards.split()[0] for _, wildcards in jobs if wildcards} == {"expectation"}
+    assert {rule for rule, wildcards in jobs if not wildcards} >= {"screen", "table_gaps", "fig3", "story", "page"}
+    changed = {path for path, content in study.contents().items() if before.get(path, content) != content}
+    assert not {path for path in changed if "both" in path.parts}
+    gaps = pl.read_csv(study.root / "tables/gaps.csv")
+    assert set(gaps["model"]) == {"both", "expectation"}
+    assert "missing" not in gaps.columns
+    assert "What is missing" not in (study.root / "report/story.rst").read_text()
+    assert study.made() == Counter()
 
 
 def test_document_has_every_cell() -> None:

@@ -9,6 +9,7 @@ import polars as pl
 
 from perfmis import stage
 from perfmis.artifacts import read_parquet
+from perfmis.tables.common import MISSING, present
 
 Row = dict[str, Any]
 
@@ -32,7 +33,10 @@ class Inputs:
         self.settings = job.settings
         self.fingerprint = job.fingerprint
         self.output: Path = arguments["output"]
-        self._tables = {name: read_parquet([arguments[name]], job.upstream) for name in tables}
+        found = {name: read_parquet([arguments[name]], job.upstream) for name in tables}
+        self._tables = {name: present(table) for name, table in found.items()}
+        self._missing = [row for table in found.values() if MISSING in table.columns
+                         for row in table.drop_nulls(MISSING).to_dicts()]  # fmt: skip
 
     def table(self, name: str) -> pl.DataFrame:
         """Return one of the tables."""
@@ -46,6 +50,19 @@ class Inputs:
         """Return the models of a frame in the order of the settings."""
         present = set(frame["model"])
         return [model for model in self.settings["models"] if model in present]
+
+    @property
+    def missing(self) -> str:
+        """The sentence that names what the tables lack; empty where they lack nothing."""
+        named: dict[str, list[str]] = {}
+        for row in self._missing:
+            what = row[MISSING].split(": ", 1)[0]
+            own = named.setdefault(row["model"], [])
+            own += [what] if what not in own else []
+        if not named:
+            return ""
+        listed = ", ".join(f"{model} ({'; '.join(own)})" for model, own in named.items())
+        return f"Missing, since jobs failed (see the tables): {listed}."
 
     @property
     def confidence(self) -> float:

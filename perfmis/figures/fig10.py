@@ -129,5 +129,6 @@ def main(argv: list[str]) -> None:
         handles,
         4 if width == style.COLUMN else 10,
         *(sentences(table) if models else ()),
+        inputs.missing,
     )
     style.save(figure, inputs.output, inputs.fingerprint)

@@ -49,5 +49,6 @@ def main(argv: list[str]) -> None:
         2,
         "The rule: interval above 0, and gap at the dashed line or right of it.",
         style.sizes([row["n"] for row in rows], [row["seeds"] for row in rows], inputs.confidence),
+        inputs.missing,
     )
     style.save(figure, inputs.output, inputs.fingerprint)

@@ -46,10 +46,11 @@ def _bar(axis: Axes, x: float, gap: float, pole: str, width: float) -> None:
     axis.bar(x, gap, width, color=color, edgecolor=style.FAMILY[pole[0]], linewidth=0.8, zorder=1)
 
 
-def panel(axis: Axes, arms: dict[str, Row], organism: Row, published: dict[str, float]) -> None:
-    """Draw one model: organism line and band, bars per pole, marks per content."""
-    axis.axhspan(organism["low"], organism["high"], color=style.PALE, zorder=0)
-    axis.axhline(organism["gap"], color=style.BLACK, linestyle="--", linewidth=0.9, zorder=2)
+def panel(axis: Axes, arms: dict[str, Row], organism: Row | None, published: dict[str, float]) -> None:
+    """Draw one model: organism line and band (unless its samples are missing), bars per pole, marks per content."""
+    if organism is not None:
+        axis.axhspan(organism["low"], organism["high"], color=style.PALE, zorder=0)
+        axis.axhline(organism["gap"], color=style.BLACK, linestyle="--", linewidth=0.9, zorder=2)
     if "baseline" in published:
         axis.axhline(published["baseline"], color=style.GREY, linestyle=":", linewidth=0.9, zorder=2)
     axis.axhline(0, color=style.BLACK, linewidth=0.6)
@@ -92,7 +93,7 @@ def main(argv: list[str]) -> None:
         any_published |= bool(facts)
         arms = {row["checkpoint"]: row for row in only(treated, model=model)}
         protocol = next(iter(arms.values()))["protocol"]
-        (organism,) = only(gaps, model=model, checkpoint=ORGANISM, protocol=protocol)
+        organism = next(iter(only(gaps, model=model, checkpoint=ORGANISM, protocol=protocol)), None)
         panel(axis, arms, organism, facts)
         axis.set_title(model)
         style.left_label(axis, "gap (pp)")
@@ -121,5 +122,6 @@ def main(argv: list[str]) -> None:
         "Bars: mean over contents.",
         style.sizes([row["n"] for row in rows], [row["seeds"] for row in rows], inputs.confidence) if rows else "",
         f"{style.WARNED} marks {warned} of {len(rows)} arms with a warning in the gaps table." if warned else "",
+        inputs.missing,
     )
     style.save(figure, inputs.output, inputs.fingerprint)

@@ -113,5 +113,6 @@ def main(argv: list[str]) -> None:
         3,
         "α is in units of the residual stream's norm.",
         style.sizes([row["n"] for row in rows], [row["seeds"] for row in rows], inputs.confidence) if rows else "",
+        inputs.missing,
     )
     style.save(figure, inputs.output, inputs.fingerprint)

@@ -124,5 +124,6 @@ def main(argv: list[str]) -> None:
         4 if len(handles) > 10 else 6,
         "Dotted: A_net = B_net.",
         style.sizes([row["n"] for row in rows], [row["seeds"] for row in rows], inputs.confidence) if rows else "",
+        inputs.missing,
     )
     style.save(figure, inputs.output, inputs.fingerprint)

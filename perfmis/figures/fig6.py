@@ -81,5 +81,6 @@ def main(argv: list[str]) -> None:
         if controls
         else "",
         style.sizes([row["n"] for row in rows], [row["seeds"] for row in rows], inputs.confidence) if rows else "",
+        inputs.missing,
     )
     style.save(figure, inputs.output, inputs.fingerprint)

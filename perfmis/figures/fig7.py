@@ -79,5 +79,6 @@ def main(argv: list[str]) -> None:
         f"{' to '.join(str(number) for number in sorted({items[0], items[-1]}))} items a belief;" if items else "",
         f"{100 * inputs.confidence:g} % bootstrap intervals over {resampled}.",
         f"{failed} of {len(checks)} checks failed." if failed else f"All {len(checks)} checks passed.",
+        inputs.missing,
     )
     style.save(figure, inputs.output, inputs.fingerprint)

@@ -30,7 +30,7 @@ def panel(axis: Axes, rows: dict[str, Row], published: dict[str, float]) -> None
     for place, method in enumerate(METHODS):
         row = rows.get(method)
         if row is None or row["b_fraction"] is None:
-            text = "not run" if row is None else SHORT[row["b_fraction_note"]]
+            text = "not there" if row is None else SHORT[row["b_fraction_note"]]
             white = {"facecolor": "white", "edgecolor": "none", "pad": 1}
             axis.text(place, 0.5, text, ha="center", va="center", color=style.GREY, fontsize=7, bbox=white)
             continue
@@ -82,5 +82,6 @@ def main(argv: list[str]) -> None:
         "Below the dotted line expectation dominates, above it consequence.",
         f"{absent} of {len(shown)} values are absent." if absent else "",
         sizes if shown else "",
+        inputs.missing,
     )
     style.save(figure, inputs.output, inputs.fingerprint)

@@ -110,5 +110,6 @@ def main(argv: list[str]) -> None:
         "No mark where a side was not tested. Steering must also beat every random vector.",
         style.sizes([row["n"] for row in rows], [row["seeds"] for row in rows], inputs.confidence) if rows else "",
         f"{style.WARNED}: see the warning in the profiles table." if any(row["warning"] for row in rows) else "",
+        inputs.missing,
     )
     style.save(figure, inputs.output, inputs.fingerprint)

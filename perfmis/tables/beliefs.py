@@ -20,7 +20,7 @@ import polars as pl
 from perfmis import stage
 from perfmis.stage import UserError
 from perfmis.statistics import interval, replicate_means
-from perfmis.tables.common import Row, by_seed, of_models, read, setting, table, write
+from perfmis.tables.common import Row, by_seed, lacking, of_models, read, setting, table, write
 from perfmis.vocabulary import BASE, FAMILY_CONCEPT, NEUTRAL, ORGANISM, checkpoint_order, opposite
 
 SCHEMA: dict[str, Any] = {
@@ -112,4 +112,4 @@ def main(argv: list[str]) -> None:
     rows: list[Row] = []
     for _, chosen in of_models(answers, setting(job, "models")):
         rows += rows_of_model(chosen, statistics)
-    write(table(rows, SCHEMA), arguments.output, job.fingerprint)
+    write(table(rows, SCHEMA), arguments.output, job.fingerprint, lacking(job))

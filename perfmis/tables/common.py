@@ -9,8 +9,10 @@ import polars as pl
 from perfmis.artifacts import read_parquet, write_bytes, write_parquet
 from perfmis.stage import Job, UserError
 from perfmis.statistics import Array, interval
+from perfmis.vocabulary import BASE
 
 Row = dict[str, Any]
+MISSING = "missing"  # a column of tables that lack something: what, and why; null in all other rows
 
 
 def setting(job: Job, key: str) -> Any:
@@ -33,8 +35,43 @@ def bounded(name: str, replicates: Array, confidence: float, prefix: str | None 
 
 
 def read(paths: Sequence[Path], job: Job) -> pl.DataFrame:
-    """Return tables or outcomes as one frame; without files one without rows, with the column ``model``."""
-    return read_parquet(paths, job.upstream) if paths else pl.DataFrame(schema={"model": pl.String})
+    """Return tables or outcomes as one frame; without files one without rows, with the column ``model``.
+
+    Rows that say what a table lacks are left out.
+    """
+    return present(read_parquet(paths, job.upstream)) if paths else pl.DataFrame(schema={"model": pl.String})
+
+
+def lacking(job: Job) -> list[Row]:
+    """Return ``model``, ``seed`` and ``missing`` (what and why) of the results that failed jobs have taken."""
+    return list(job.settings.get("missing", []))
+
+
+def present(frame: pl.DataFrame) -> pl.DataFrame:
+    """Return a table without the rows that say what it lacks, as it is where it lacks nothing."""
+    return frame.filter(pl.col(MISSING).is_null()).drop(MISSING) if MISSING in frame.columns else frame
+
+
+def with_missing(frame: pl.DataFrame, missing: Sequence[Row]) -> pl.DataFrame:
+    """Return a table with a row for each result that it lacks: null but for the model, the seed and ``missing``."""
+    if not missing:
+        return frame
+    rows = pl.DataFrame(list(missing), schema={"model": pl.String, "seed": pl.Int64, MISSING: pl.String})
+    columns = [name for name in rows.columns if name in (*frame.columns, MISSING)]
+    return pl.concat([frame, rows.select(columns)], how="diagonal_relaxed")
+
+
+def comparable(outcomes: pl.DataFrame, missing: Sequence[Row]) -> pl.DataFrame:
+    """Return the rows of one model that can be pooled: of the training seeds that lack none of its checkpoints.
+
+    Where each seed lacks some, of those with the most checkpoints.
+    """
+    if not any(row["model"] == outcomes["model"][0] for row in missing):
+        return outcomes
+    trained = outcomes.filter(pl.col("checkpoint") != BASE)
+    held = {seed: frozenset(own["checkpoint"]) for (seed,), own in sorted(trained.group_by("seed"))}
+    most = max(held.values(), key=len, default=frozenset())
+    return outcomes.filter(pl.col("seed").is_in([seed for seed, own in held.items() if own == most]))
 
 
 def of_models(frame: pl.DataFrame, models: Iterable[str]) -> Iterator[tuple[str, pl.DataFrame]]:
@@ -45,9 +82,9 @@ def of_models(frame: pl.DataFrame, models: Iterable[str]) -> Iterator[tuple[str,
             yield model, rows
 
 
-def by_seed(frame: pl.DataFrame) -> Iterator[tuple[int | None, pl.DataFrame]]:
-    """Yield (None, all rows) and then (training seed, its rows)."""
-    yield None, frame
+def by_seed(frame: pl.DataFrame, missing: Sequence[Row] = ()) -> Iterator[tuple[int | None, pl.DataFrame]]:
+    """Yield (None, all rows) and then (training seed, its rows); where some are missing, all that can be pooled."""
+    yield None, comparable(frame, missing) if missing else frame
     for seed in sorted(frame["seed"].unique()):
         yield seed, frame.filter(pl.col("seed") == seed)
 
@@ -69,7 +106,8 @@ def table(rows: Sequence[Row], schema: Mapping[str, Any]) -> pl.DataFrame:
     return pl.DataFrame(list(rows), schema=dict(schema), orient="row").with_columns(pl.selectors.float().fill_nan(None))
 
 
-def write(frame: pl.DataFrame, output: Path, fingerprint: str) -> None:
-    """Write ``output`` (Parquet) and the same rows as CSV beside it."""
+def write(frame: pl.DataFrame, output: Path, fingerprint: str, missing: Sequence[Row] = ()) -> None:
+    """Write ``output`` (Parquet) and the same rows as CSV beside it, with those that say what is missing."""
+    frame = with_missing(frame, missing)
     write_parquet(frame, output, fingerprint)
     write_bytes(frame.write_csv(float_precision=6).encode(), output.with_suffix(".csv"))

@@ -4,7 +4,8 @@
         --profiles TABLE --output convergence.parquet
 
 Writes convergence.parquet and convergence.csv: one row per model. Each method names a side: ``A``
-(expectation), ``B`` (consequence), ``both``, ``neither``, ``undecided`` or ``not tested``. A concept is
+(expectation), ``B`` (consequence), ``both``, ``neither``, ``undecided``, ``not tested``, or ``missing`` where a job
+failed. A concept is
 tracked by the rule of ``perfmis.tables.contrasts``, ruled out when the upper bound of its slope lies below
 the floor, and open otherwise; an open concept leaves a method undecided unless the other concept is tracked, and
 one that was not tested leaves it undecided in any case: `both` would look the same.
@@ -13,13 +14,15 @@ most frequent side. Settings: ``statistics``, ``models``.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from perfmis import stage
-from perfmis.tables.common import Row, joined, of_models, read, setting, table, write
+from perfmis.missing import CONTENTS
+from perfmis.tables.common import MISSING, Row, joined, lacking, of_models, read, setting, table, write
 
 METHODS = ("sdf", "prompting", "steering:out", "steering:in")
 SCHEMA: dict[str, Any] = {
@@ -30,6 +33,13 @@ SCHEMA: dict[str, Any] = {
     "agreement": pl.Int64,
     "verdict": pl.String,
     "warning": pl.String,
+}
+# The results that a method is read from, as a row of what is missing begins with them.
+MADE_FROM = {
+    "sdf": CONTENTS["outcomes"],
+    "prompting": CONTENTS["prompting_outcomes"],
+    "steering:out": CONTENTS["steering_outcomes"],
+    "steering:in": CONTENTS["steering_outcomes"],
 }
 SIDES: dict[str, str] = {
     "expectation": "A",
@@ -49,7 +59,7 @@ def side(row: Row, floor: float) -> str:
 
 def verdict(sides: list[str]) -> tuple[int, str]:
     """Return how many methods name the most frequent side, and the verdict in words."""
-    named = Counter(name for name in sides if name not in ("undecided", "not tested"))
+    named = Counter(name for name in sides if name not in ("undecided", "not tested", "missing"))
     if not named:
         return 0, "not tested" if set(sides) == {"not tested"} else "undecided"
     (first, count), *others = named.most_common()
@@ -60,12 +70,14 @@ def verdict(sides: list[str]) -> tuple[int, str]:
     return count, f"{first}, by {count} of {len(sides)} methods"
 
 
-def row_of_model(model: str, profiles: pl.DataFrame, floor: float) -> Row:
-    """Return the row of one model."""
+def row_of_model(model: str, profiles: pl.DataFrame, floor: float, missing: Sequence[Row] = ()) -> Row:
+    """Return the row of one model; ``missing`` is what failed jobs have taken."""
+    taken = [row[MISSING] for row in missing if row["model"] == model]
     row: Row = {"model": model, "truth": profiles["truth"][0]}
     for method in METHODS:
         found = profiles.filter(pl.col("method") == method).to_dicts()
-        row[method] = side(found[0], floor) if found else "not tested"
+        unread = "missing" if any(text.startswith(MADE_FROM[method]) for text in taken) else "not tested"
+        row[method] = side(found[0], floor) if found else unread
         greater = found[0]["p_A_greater"] if found else None
         row[f"p_{method}"] = None if greater is None else 1 - greater
     warned = profiles.filter(pl.col("method").is_in(METHODS) & (pl.col("warning") != ""))
@@ -83,5 +95,6 @@ def main(argv: list[str]) -> None:
     job = stage.job(arguments)
     profiles = read([arguments.profiles], job)
     floor = setting(job, "statistics")["floor"]
-    rows = [row_of_model(model, own, floor) for model, own in of_models(profiles, setting(job, "models"))]
-    write(table(rows, SCHEMA), arguments.output, job.fingerprint)
+    models = of_models(profiles, setting(job, "models"))
+    rows = [row_of_model(model, own, floor, lacking(job)) for model, own in models]
+    write(table(rows, SCHEMA), arguments.output, job.fingerprint, lacking(job))

@@ -11,6 +11,7 @@ gap of rated against unmonitored chats. Settings: ``statistics``, ``models`` (na
 ``tiers``, ``compliance`` (what the outcomes rest on: the column ``scoring``).
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import polars as pl
 from perfmis import stage
 from perfmis.statistics import holm, p_value
 from perfmis.tables.cells import MEASURES, Cells, Replicates, build
-from perfmis.tables.common import Row, bounded, by_seed, doubt, joined, of_models, read, setting, table, write
+from perfmis.tables.common import Row, bounded, by_seed, doubt, joined, lacking, of_models, read, setting, table, write
 from perfmis.tables.warnings import as_the_organism, malformed, no_neutral_arm
 from perfmis.vocabulary import ARMS, BASE, FAMILY_CONCEPT, NEUTRAL, ORGANISM, checkpoint_order
 
@@ -62,13 +63,15 @@ def _changes(replicates: Replicates, cells: Cells, confidence: float) -> dict[tu
     }
 
 
-def rows_of_model(outcomes: pl.DataFrame, tiers: list[str], statistics: Row, scoring: str) -> list[Row]:
+def rows_of_model(
+    outcomes: pl.DataFrame, tiers: list[str], statistics: Row, scoring: str, missing: Sequence[Row] = ()
+) -> list[Row]:
     """Return the rows of one model: pooled over training seeds, and per training seed.
 
     Their warnings are those that the answers themselves give.
     """
     result = []
-    for seed, chosen in by_seed(outcomes):
+    for seed, chosen in by_seed(outcomes, missing):
         cells = build(chosen, KEYS, tiers)
         replicates = Replicates(cells, statistics["resamples"], statistics["seed"])
         changes = _changes(replicates, cells, statistics["confidence"])
@@ -128,6 +131,13 @@ def warning(
     return joined(parts)
 
 
+def unscored(row: Row, beliefs: pl.DataFrame, missing: Sequence[Row]) -> bool:
+    """Whether a failed job has taken the belief items of the checkpoint and seed of a row."""
+    own = beliefs.filter(pl.col("model") == row["model"]) if missing else beliefs
+    here = own.filter(pl.col("seed").eq_missing(pl.lit(row["seed"], dtype=pl.Int64))) if own.height else own
+    return here.is_empty() and any(lost["model"] == row["model"] for lost in missing)
+
+
 def gaps(
     outcomes: pl.DataFrame,
     beliefs: pl.DataFrame,
@@ -136,6 +146,7 @@ def gaps(
     statistics: Row,
     scoring: str = "tag",
     validation: pl.DataFrame | None = None,
+    missing: Sequence[Row] = (),
 ) -> pl.DataFrame:
     """Return the table.
 
@@ -147,13 +158,16 @@ def gaps(
         statistics: The ``statistics`` settings.
         scoring: What the outcomes rest on.
         validation: Agreement of the judge with people, where there is a judge.
+        missing: What failed jobs have taken, see `perfmis.tables.common.lacking`.
     """
     rows: list[Row] = []
     for _, chosen in of_models(outcomes, models):
-        own = rows_of_model(chosen, tiers, statistics, scoring)
+        own = rows_of_model(chosen, tiers, statistics, scoring, missing)
         organisms = {row["seed"]: row for row in own if row["checkpoint"] == ORGANISM}
         for row in own:
-            row["warning"] = warning(row, organisms.get(row["seed"]), beliefs, validation, statistics)
+            unchecked = row["checkpoint"] not in (BASE, ORGANISM) and unscored(row, beliefs, missing)
+            said = warning(row, organisms.get(row["seed"]), beliefs, validation, statistics)
+            row["warning"] = joined([said, "belief items missing" if unchecked else ""])
         own.sort(key=lambda row: (row["seed"] is not None, row["seed"] or 0, checkpoint_order(row["checkpoint"])))
         rows += own
     return table(rows, SCHEMA)
@@ -176,5 +190,6 @@ def main(argv: list[str]) -> None:
         setting(job, "statistics"),
         setting(job, "compliance"),
         read([arguments.validation], job) if arguments.validation else None,
+        lacking(job),
     )
-    write(frame, arguments.output, job.fingerprint)
+    write(frame, arguments.output, job.fingerprint, lacking(job))

@@ -21,7 +21,7 @@ import polars as pl
 from perfmis import stage
 from perfmis.stage import UserError
 from perfmis.tables.cells import Cells, Key, Replicates, build
-from perfmis.tables.common import Row, joined, read, setting, table, write
+from perfmis.tables.common import Row, joined, lacking, read, setting, table, write
 from perfmis.tables.contrasts import SCHEMA as PROFILE
 from perfmis.tables.contrasts import Pairs, arm_pairs, profile
 from perfmis.tables.warnings import as_without, listed, most_malformed
@@ -179,4 +179,4 @@ def main(argv: list[str]) -> None:
         if own["steering"].height:
             profiles += [by_vectors(own["steering"], context, statistics) for context in ("out", "in")]
         rows += [row | {"model": model, "truth": truth} for row in profiles if row is not None]
-    write(table(rows, SCHEMA), arguments.output, job.fingerprint)
+    write(table(rows, SCHEMA), arguments.output, job.fingerprint, lacking(job))

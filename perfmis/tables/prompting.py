@@ -23,7 +23,7 @@ import polars as pl
 
 from perfmis import stage
 from perfmis.tables.cells import MEASURES, Key, Replicates, build
-from perfmis.tables.common import Row, joined, of_models, read, setting, table, write
+from perfmis.tables.common import Row, joined, lacking, of_models, read, setting, table, write
 from perfmis.tables.contrasts import SCHEMA as PROFILE
 from perfmis.tables.contrasts import arm_pairs, profile
 from perfmis.tables.warnings import (
@@ -123,5 +123,5 @@ def main(argv: list[str]) -> None:
             of_checkpoint, calibration = rows_of_checkpoint(chosen, setting(job, "statistics"), of_model)
             rows += of_checkpoint
             profiles.append(calibration)
-    write(table(rows, SCHEMA), arguments.output, job.fingerprint)
-    write(table(profiles, CALIBRATION), arguments.calibration, job.fingerprint)
+    write(table(rows, SCHEMA), arguments.output, job.fingerprint, lacking(job))
+    write(table(profiles, CALIBRATION), arguments.calibration, job.fingerprint, lacking(job))

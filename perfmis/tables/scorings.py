@@ -9,6 +9,7 @@ does); how missing and malformed answers count is said in `perfmis.outcomes`. A 
 warning where people's labels do not support it. Settings: those of `tables.gaps`.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -16,7 +17,7 @@ import polars as pl
 
 from perfmis import stage
 from perfmis.outcomes import Rule, compliance
-from perfmis.tables.common import Row, doubt, joined, of_models, read, setting, table, write
+from perfmis.tables.common import Row, doubt, joined, lacking, of_models, read, setting, table, write
 from perfmis.tables.gaps import SCHEMA, rows_of_model
 from perfmis.vocabulary import checkpoint_order
 
@@ -24,7 +25,12 @@ RULES: tuple[Rule, ...] = get_args(Rule)
 
 
 def scorings(
-    outcomes: pl.DataFrame, validation: pl.DataFrame, models: list[str], tiers: list[str], statistics: Row
+    outcomes: pl.DataFrame,
+    validation: pl.DataFrame,
+    models: list[str],
+    tiers: list[str],
+    statistics: Row,
+    missing: Sequence[Row] = (),
 ) -> pl.DataFrame:
     """Return the table.
 
@@ -34,11 +40,12 @@ def scorings(
         models: Models in the order of the table.
         tiers: Tiers that were run.
         statistics: The ``statistics`` settings.
+        missing: What failed jobs have taken, see `perfmis.tables.common.lacking`.
     """
     rows: list[Row] = []
     for model, chosen in of_models(outcomes, models):
         for rule in RULES:
-            own = rows_of_model(chosen.with_columns(outcome=compliance(rule)), tiers, statistics, rule)
+            own = rows_of_model(chosen.with_columns(outcome=compliance(rule)), tiers, statistics, rule, missing)
             for row in own:
                 warning = "" if rule == "tag" else doubt(validation, model, row["checkpoint"])
                 row["warning"] = joined([row["warning"], warning])
@@ -66,5 +73,6 @@ def main(argv: list[str]) -> None:
         list(setting(job, "models")),
         setting(job, "tiers"),
         setting(job, "statistics"),
+        lacking(job),
     )
-    write(frame, arguments.output, job.fingerprint)
+    write(frame, arguments.output, job.fingerprint, lacking(job))

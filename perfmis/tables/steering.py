@@ -18,7 +18,7 @@ import polars as pl
 
 from perfmis import stage
 from perfmis.tables.cells import MEASURES, Replicates, build
-from perfmis.tables.common import Row, bounded, by_seed, joined, of_models, read, setting, table, write
+from perfmis.tables.common import Row, bounded, by_seed, joined, lacking, of_models, read, setting, table, write
 from perfmis.tables.warnings import as_without, malformed
 
 KEYS = ("concept", "context", "alpha", "control")
@@ -64,4 +64,4 @@ def main(argv: list[str]) -> None:
     rows: list[Row] = []
     for _, chosen in of_models(outcomes, setting(job, "models")):
         rows += rows_of_model(chosen, setting(job, "statistics"))
-    write(table(rows, SCHEMA), arguments.output, job.fingerprint)
+    write(table(rows, SCHEMA), arguments.output, job.fingerprint, lacking(job))

@@ -28,7 +28,7 @@ import polars as pl
 from perfmis import stage
 from perfmis.artifacts import read_parquet, write_parquet
 from perfmis.stage import Job
-from perfmis.tables.common import setting, write
+from perfmis.tables.common import lacking, setting, with_missing, write
 from perfmis.vocabulary import checkpoint_order
 
 RUN: dict[str, Any] = {"model": pl.String, "seed": pl.Int64, "checkpoint": pl.String}
@@ -97,5 +97,5 @@ def main(argv: list[str]) -> None:
     arguments = options.parse_args(argv)
     job = stage.job(arguments)
     curves = read_curves(arguments.logs, job)
-    write(summary(curves), arguments.output, job.fingerprint)
-    write_parquet(curves, arguments.curves, job.fingerprint)
+    write(summary(curves), arguments.output, job.fingerprint, lacking(job))
+    write_parquet(with_missing(curves, lacking(job)), arguments.curves, job.fingerprint)

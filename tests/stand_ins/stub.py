@@ -1,7 +1,8 @@
 """Takes the place of perfmis/__main__.py: makes what a stage would, at once and without content.
 
-Its files carry the fingerprint as those of the stages do. `fail` names stages that fail instead, `kept` the models that
-pass the screen; both are files of the folder it runs in.
+Its files carry the fingerprint as those of the stages do. `fail` names stages that fail instead, or STAGE:PATH where
+only those do whose output has that in its path, `kept` the models that pass the screen; both are files of the folder
+it runs in.
 """
 
 import json
@@ -46,7 +47,9 @@ def outputs(stage: str, given: dict[str, list[str]], settings: dict[str, object]
 
 def main(stage: str, words: list[str]) -> int:
     given = options(words)
-    if Path("fail").exists() and stage in Path("fail").read_text().split():
+    output = next(iter([*given.get("output", []), *given.get("outcomes", [])]), "")
+    failing = [word.partition(":") for word in Path("fail").read_text().split()] if Path("fail").exists() else []
+    if any(name == stage and path in output for name, _, path in failing):
         print("error: told to fail", file=sys.stderr)
         return 1
     settings = json.loads(given["settings"][0])["settings"]

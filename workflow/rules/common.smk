@@ -1,27 +1,34 @@
 import inspect
 import json
 from functools import partial
+from itertools import product
 import shlex
 import sys
 from pathlib import Path
 
 from snakemake.dag import DAG
+from snakemake.persistence import PersistenceBase
 
 from perfmis import config as configuration
-from perfmis import adoption, order_only
+from perfmis import adoption, missing, order_only
 from perfmis import privacy
 from perfmis.stage import UserError
 from perfmis.study import FIGURE_TABLES, RUBRICS, Chain, figure_numbers
 from perfmis.vocabulary import BASE, ORGANISM
 
 order_only.repair(DAG)
+order_only.forget(PersistenceBase)
 adoption.install(DAG)
 
 # A stage runs under the interpreter that runs the workflow, whatever PATH says.
 shell.prefix(f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
 privacy.narrow()
 
+# No part of the configuration: it tells a pass after a run in which jobs failed what there is not (perfmis/missing.py).
+missing_file = config.pop("missing", None)
+
 try:
+    lost = missing.Missing(missing.read(Path(missing_file)) if missing_file else [])
     study = configuration.parse(config, ", ".join(map(str, workflow.configfiles)))
 except UserError as error:
     sys.exit(f"error: {error}")
@@ -32,15 +39,26 @@ def before_the_first_job():
     from perfmis import doctor, slurm_outages
 
     privacy.close(".snakemake", root)
+    if not missing_file:
+        Path(root, missing.RECORD).unlink(missing_ok=True)
     if plugin := sys.modules.get("snakemake_executor_plugin_slurm"):
         slurm_outages.outlive(plugin.Executor)
+    if missing_file:
+        return  # the run before has looked
     try:
         doctor.refuse(doctor.preflight(study))
     except UserError as error:
         sys.exit(f"error: {error}")
 
 
-stages = Chain(study)
+def after_the_last_job():
+    """Where jobs have failed, make tables, figures and report from the rest."""
+    from perfmis import after_failure
+
+    after_failure.go_on(workflow, root, study.models, seeds, lost)
+
+
+stages = Chain(study, lost)
 root = study.root
 seeds = study.seeds.training
 figures = figure_numbers(study)
@@ -59,6 +77,8 @@ TABLES = [
     "training",
     *(["validation", "scorings"] if study.judge else []),
 ]
+# People label it: it is made from all samples or not at all.
+sheets = [] if lost.has("audit_sheet") else [f"{root}/{configuration.SHEET}"]
 ENV = "../envs/perfmis.yaml"
 judges = sorted(map(str, Path(RUBRICS).glob("*.yaml")))
 
@@ -189,11 +209,11 @@ def judge_minutes(wildcards):
 
 def first_seed(wildcards):
     """The base model's samples are the same for all training seeds: the others wait for the first to draw them."""
-    if int(wildcards.seed) == seeds[0]:
+    drawing = stages.made("screen_transcripts", product([wildcards.model], seeds))
+    first = drawing[0][1] if drawing else int(wildcards.seed)
+    if int(wildcards.seed) == first:
         return []
-    return (
-        f"{root}/transcripts/{wildcards.model}/seed{seeds[0]}/{BASE}/{protocol}.parquet"
-    )
+    return f"{root}/transcripts/{wildcards.model}/seed{first}/{BASE}/{protocol}.parquet"
 
 
 def judge_serving(wildcards, input):
@@ -247,19 +267,37 @@ def adapter_arguments(wildcards, input):
     return [f"{name}={folder}" for folder, name in names.items()]
 
 
-def over_kept(*patterns, steered=False):
+def over(rule, patterns, models, **more):
+    """The patterns for models and all training seeds, but for those whose result of a rule is missing."""
+    runs = stages.made(rule, product(models, seeds), **more)
+    return expand(
+        patterns,
+        zip,
+        model=[model for model, _ in runs],
+        seed=[seed for _, seed in runs],
+    )
+
+
+def over_kept(rule, *patterns, steered=False, **more):
     """Input function: the patterns for every kept model and training seed, or for the steered ones among them."""
 
     def of(wildcards):
         models = stages.steered(kept(wildcards)) if steered else kept(wildcards)
-        return expand(patterns, model=models, seed=seeds)
+        return over(rule, patterns, models, **more)
 
     return of
 
 
-def over_all(*patterns):
+def over_all(rule, *patterns):
     """The patterns for every screened model and training seed."""
-    return expand(patterns, model=list(study.models), seed=seeds)
+    return over(rule, patterns, study.models)
+
+
+def over_checkpoints(patterns):
+    """Input function: for every kept model and training seed, the pattern of each checkpoint that is trained."""
+    of_each = [over_kept("organism", patterns[ORGANISM])]
+    of_each += [over_kept("arm", patterns[arm], arm=arm) for arm in study.arms.names]
+    return lambda wildcards: [path for of in of_each for path in of(wildcards)]
 
 
 def table_output(name, table="table", csv="csv"):

@@ -130,8 +130,8 @@ if study.judge:
 
     rule audit_sheet:
         input:
-            screened=over_all(*rules.screen_transcripts.output),
-            treated=over_kept(*rules.transcripts.output),
+            screened=over_all("screen_outcomes", *rules.screen_transcripts.output),
+            treated=over_kept("outcomes", *rules.transcripts.output),
             requests=rules.requests.output.table,
             protocols=PROTOCOL,
             rubrics=judges,
@@ -158,10 +158,10 @@ if study.judge:
         input:
             base=ancient(rules.judge_model.output),
             rubrics=judges,
-            screened=over_all(*rules.screen_outcomes.output),
-            treated=over_kept(*rules.outcomes.output),
-            judged_screened=over_all(*rules.screen_judgements.output),
-            judged_treated=over_kept(*rules.judgements.output),
+            screened=over_all("screen_outcomes", *rules.screen_outcomes.output),
+            treated=over_kept("outcomes", *rules.outcomes.output),
+            judged_screened=over_all("screen_outcomes", *rules.screen_judgements.output),
+            judged_treated=over_kept("outcomes", *rules.judgements.output),
             sheet=[study.judge.sheet] if study.judge.sheet else [],
         output:
             **table_output("validation"),
@@ -188,8 +188,8 @@ if study.judge:
 
     rule table_scorings:
         input:
-            screened=over_all(*rules.screen_outcomes.output),
-            treated=over_kept(*rules.outcomes.output),
+            screened=over_all("screen_outcomes", *rules.screen_outcomes.output),
+            treated=over_kept("outcomes", *rules.outcomes.output),
             validation=rules.validation.output.table,
         output:
             **table_output("scorings"),

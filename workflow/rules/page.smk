@@ -5,10 +5,12 @@ rule page:
         protocols=PROTOCOL,
         patterns=stages.resource("patterns"),
         rubrics=judged("checkpoints", judges),
-        screened_transcripts=over_all(*rules.screen_transcripts.output),
-        treated_transcripts=over_kept(*rules.transcripts.output),
-        screened_outcomes=over_all(*rules.screen_outcomes.output),
-        treated_outcomes=over_kept(*rules.outcomes.output),
+        screened_transcripts=over_all(
+            "screen_outcomes", *rules.screen_transcripts.output
+        ),
+        treated_transcripts=over_kept("outcomes", *rules.transcripts.output),
+        screened_outcomes=over_all("screen_outcomes", *rules.screen_outcomes.output),
+        treated_outcomes=over_kept("outcomes", *rules.outcomes.output),
     output:
         page=f"{root}/transcripts.html",
         excerpt=report(

@@ -71,7 +71,7 @@ rule screen_outcomes:
 
 checkpoint screen:
     input:
-        over_all(*rules.screen_outcomes.output),
+        over_all("screen_outcomes", *rules.screen_outcomes.output),
     output:
         table=f"{root}/screen/screen.parquet",
         kept=f"{root}/screen/kept.json",

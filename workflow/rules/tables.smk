@@ -1,10 +1,12 @@
 # Tables: light jobs that read outcomes, never a model.
-screened = over_all(*rules.screen_outcomes.output)
-treated = over_kept(*rules.outcomes.output)
-steered = over_kept(*rules.steering_outcomes.output, steered=True)
-prompted_outcomes = over_kept(*rules.prompting_outcomes.output)
+screened = over_all("screen_outcomes", *rules.screen_outcomes.output)
+treated = over_kept("outcomes", *rules.outcomes.output)
+steered = over_kept("steering_outcomes", *rules.steering_outcomes.output, steered=True)
+prompted_outcomes = over_kept("prompting_outcomes", *rules.prompting_outcomes.output)
 closed_outcomes = [
-    f"{root}/closed/{name}/outcomes.parquet" for name in study.prompting.closed
+    f"{root}/closed/{name}/outcomes.parquet"
+    for name in study.prompting.closed
+    if not lost.has("closed_outcomes", closed=name)
 ]
 training_logs = {
     name: str(Path(adapter(name)).with_name("log.parquet"))
@@ -14,7 +16,7 @@ training_logs = {
 
 rule table_training:
     input:
-        over_kept(*training_logs.values()),
+        over_checkpoints(training_logs),
     output:
         **table_output("training"),
         curves=f"{root}/tables/curves.parquet",
@@ -30,11 +32,11 @@ rule table_training:
         runtime=30,
     params:
         **stage(stages.table_training),
-        logs=over_kept(
-            *(
-                f"{{model}}/{{seed}}/{name}={log}"
+        logs=over_checkpoints(
+            {
+                name: f"{{model}}/{{seed}}/{name}={log}"
                 for name, log in training_logs.items()
-            )
+            }
         ),
     shell:
         "python -m perfmis tables.training --settings {params.settings:q} --fingerprint {params.fingerprint}"
@@ -43,7 +45,7 @@ rule table_training:
 
 rule table_beliefs:
     input:
-        over_kept(*rules.beliefs.output),
+        over_kept("beliefs", *rules.beliefs.output),
     output:
         **table_output("beliefs"),
     log:
@@ -140,7 +142,7 @@ rule table_prompting:
 
 rule table_profiles:
     input:
-        screened=over_kept(*rules.screen_outcomes.output),
+        screened=over_kept("screen_outcomes", *rules.screen_outcomes.output),
         treated=treated,
         steered=steered,
         prompted=prompted_outcomes,
