@@ -183,17 +183,22 @@ class Renderer:
 
 
 def end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> int | None:
-    """Return the token that a chat template writes after an answer; None where it has none, or there is no template."""
+    """Return the token that a chat template writes after an answer; None where it has none, or there is no template.
+
+    Where a conversation may end with an answer and no mark, it is the one that begins the user's next turn (GLM 4).
+    """
     answer = _stand_in(1)
-    turns = [{"role": "user", "content": _stand_in(0)}, {"role": "assistant", "content": answer}]
-    try:
-        text = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=False))
-    except Exception:  # see `Renderer._proved`
-        return None
-    after = text.partition(answer)[2].lstrip()
+    turns = [{"role": role, "content": _stand_in(place)} for place, role in enumerate(("user", "assistant", "user"))]
     known = {token.content: index for index, token in tokenizer.added_tokens_decoder.items()}
-    written = max((token for token in known if after.startswith(token)), key=len, default=None)
-    return None if written is None else known[written]
+    for said in (turns[:2], turns):
+        try:
+            text = str(tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=False))
+        except Exception:  # see `Renderer._proved`
+            continue
+        after = text.partition(answer)[2].lstrip()
+        if written := max((token for token in known if after.startswith(token)), key=len, default=None):
+            return known[written]
+    return None
 
 
 def ends(tokenizer: Any, named: int | Sequence[int] | None, end_of_turn: int | None) -> list[int]:

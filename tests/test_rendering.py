@@ -5,7 +5,7 @@ Templates here do what those of real models do, one fault each; the tokenizer ha
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import trl
 import yaml
 from conftest import REPOSITORY
 from running import stage
@@ -21,7 +22,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from perfmis import beliefs, composition, config, models, outcomes, subject
+from perfmis import beliefs, composition, config, doctor, models, outcomes, subject
 from perfmis.artifacts import write_json
 from perfmis.checks import rendering
 from perfmis.engines.interface import Prompt, Sampling, collect
@@ -44,6 +45,10 @@ THINKING = ANSWER.replace("assistant\n", "assistant\n<think>\n")
 WITHOUT_SYSTEM = "{% for m in messages %}{% if m.role != 'system' %}" + TURN + "{% endif %}{% endfor %}"
 PLAIN = f"<|start|>system\n{SYSTEM}<|end|>\n<|start|>user\n{USER}<|end|>\n<|start|>assistant\n"
 MERGED = f"<|start|>user\n{SYSTEM}\n\n{USER}<|end|>\n<|start|>assistant\n"
+WORDS = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
 TEMPLATES: dict[str, tuple[str, str]] = {
     "all turns": (TURNS + ANSWER, PLAIN),
     "no system branch": (WITHOUT_SYSTEM + ANSWER, MERGED),
@@ -96,20 +101,33 @@ ENDS: dict[str, tuple[str, str | None]] = {
     "one that is not the tokenizer's own": (TURNS + ANSWER, "<|end|>"),
     "the tokenizer's own": (TURNS.replace("<|end|>", "{{ eos_token }}") + ANSWER, "<eos>"),
     "after a blank": (TURNS.replace("<|end|>", " <|end|>") + ANSWER, "<|end|>"),
-    "none": (TURNS.replace("<|end|>", "") + ANSWER, None),
+    "what begins the user's next turn": (TURNS.replace("<|end|>", "") + ANSWER, "<|start|>"),
+    "none": (WORDS, None),
     "a word that is no token": (TURNS.replace("<|end|>", "###") + ANSWER, None),
     "no turns of assistants": (TURN.replace("m.", "messages[-1].") + "{{ messages[1].x.y }}", None),
 }
+# Templates of real models, as trl ships them: what opens a thought, what stands before an answer's first letter after
+# the text that a model continues, and the end of a turn.
+REAL = {
+    "deepseek_r1_distill": ("<think>\n", "\n</think>\n\n", "<｜end▁of▁sentence｜>"),
+    "gemma": ("", "", "<end_of_turn>"),
+    "glm4moe": ("", "\n<think></think>\n", "<|user|>"),
+    "gptoss": ("", "<|channel|>final<|message|>", "<|return|>"),
+    "llama3_2": ("", "", "<|eot_id|>"),
+    "phi3": ("", "", "<|end|>"),
+    "qwen2_5": ("", "", "<|im_end|>"),
+    "qwen3": ("", "<think>\n\n</think>\n\n", "<|im_end|>"),
+}
 
 
-def tokenizer(template: str | None = TURNS + ANSWER) -> PreTrainedTokenizerFast:
+def tokenizer(template: str | None = TURNS + ANSWER, marks: Iterable[str] = MARKS) -> PreTrainedTokenizerFast:
     """Return a tokenizer of single characters with a chat template."""
-    tokens = ["<eos>", *MARKS, "Ġ", "Ċ", *map(chr, range(33, 127))]
+    tokens = ["<eos>", *marks, "Ġ", "Ċ", *map(chr, range(33, 127))]
     core = Tokenizer(WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="Ġ"))
     bytewise = ByteLevel(add_prefix_space=False, use_regex=False)
     core.pre_tokenizer, core.decoder = Sequence([bytewise, Split("", "isolated")]), decoders.ByteLevel()
     made = PreTrainedTokenizerFast(
-        tokenizer_object=core, eos_token="<eos>", pad_token="<eos>", additional_special_tokens=list(MARKS),
+        tokenizer_object=core, eos_token="<eos>", pad_token="<eos>", additional_special_tokens=list(marks),
         padding_side="left",
     )  # fmt: skip
     made.chat_template = template
@@ -221,6 +239,20 @@ def test_belief_items_are_scored_outside_of_the_thought() -> None:
     assert all(text.endswith("<|start|>assistant\n<think>\n\n</think>\n\n") for text, _ in put)
 
 
+@pytest.mark.parametrize("name", REAL)
+def test_templates_of_real_models(name: str) -> None:
+    opened, before, end = REAL[name]
+    template = (Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja").read_text()
+    speaker = tokenizer(template, sorted(set(re.findall(r"<[|｜][^<>'\" ]+[|｜]>|<(?:start|end)_of_turn>", template))))
+    asked = Renderer(speaker, DATE, name)
+    text = asked.text(CONVERSATION)
+    assert text.index(SYSTEM) < text.index(USER)
+    assert asked.parts(CONVERSATION)[1] == opened
+    assert asked.answering(CONVERSATION) == text + before
+    assert speaker.decode(end_of_turn(speaker)) == end
+    assert ("26 Jul 2024" in text) == (name == "llama3_2")
+
+
 @pytest.mark.parametrize(
     ("text", "token"),
     [("Say <|end|> now", "<|end|>"), ("a <eos>", "<eos>"), ("<|im_start|>system", "<|im_start|>"), ("x [/INST]", None)],
@@ -295,7 +327,7 @@ DOCTOR = {
     ),
     "opens a thought": (TURNS + THINKING, "{}", "ok", r"opens a thought \(<think>\)"),
     "lacks an end of turn": (
-        ENDS["none"][0],
+        WORDS,
         "{}",
         "warning",
         "writes no token after an answer: only <eos> ends one",
@@ -321,10 +353,13 @@ def test_doctor_renders_what_a_study_puts_to_its_models(name: str, tmp_path: Pat
     study = yaml.safe_load(content.replace("REQUESTS", str(tmp_path / "requests.csv")))
     section = {"models": {"m": {"path": str(folder)}}, "screen": {"keep": "auto"}, "steering": {"models": None}}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(CPU | section | study))
-    found = rendering.templates(config.load([tmp_path / "study.yaml"]))
+    known = config.load([tmp_path / "study.yaml"])
+    found = rendering.templates(known)
     assert all(finding.about == "models.m, chat template" for finding in found)
     assert any(finding.level == level and re.match(text, finding.text) for finding in found), [*map(str, found)]
     assert (level == "FAIL") == any(finding.level == "FAIL" for finding in found)
+    before_the_first_job = doctor.preflight(known)
+    assert [finding for finding in before_the_first_job if finding in found] == found
 
 
 @pytest.mark.parametrize(("reader", "fault"), [("judge", "judges: compliance: "), ("writer", "documents: organism-")])
