@@ -150,9 +150,16 @@ def from_parquet(path: Path, where: str) -> Table:
     for series in frame.iter_columns():
         columns[series.name] = series
         if isinstance(series.dtype, pl.BaseExtension) and series.dtype.ext_name() == "arrow.json":
-            stored = series.ext.storage()
-            columns[series.name] = [None if cell is None else json.loads(cell) for cell in stored]
+            columns[series.name] = [_unpacked(cell) for cell in series.ext.storage()]
     return Table(where, columns, frame.height)
+
+
+def _unpacked(cell: str | None) -> Any:
+    """Return a cell that datasets stored as JSON; it leaves texts such as 007, which are none, as they are."""
+    try:
+        return None if cell is None else json.loads(cell)
+    except ValueError:
+        return cell
 
 
 def from_path(path: Path, where: str) -> Table:

@@ -79,6 +79,9 @@ CASES: dict[str, tuple[list[Any], tuple[str, ...], list[str] | str | None, list[
     "an empty text": (["some text", ""], ALL, ["", "some text"], "row 2, column text: nothing, not text"),
     "numbers": ([5, 60], TYPED, ["5", "60"], "row 1, column text: a number, not text"),
     "mixed": (["some text", 5], TYPED, ["5", "some text"], "row 2, column text: a number, not text"),
+    "mixed with a number as text": (
+        ["some text", 5, "007"], TYPED, ["007", "5", "some text"], "row 2, column text: a number, not text",
+    ),
     "mixed with truth": ([True, "x"], TYPED, ["true", "x"], "row 1, column text: true or false, not text"),
     "dates": ([DAY, DAY], (PARQUET,), ["2024-01-31"] * 2, "row 1, column text: a date or time, not text"),
     "objects": (
