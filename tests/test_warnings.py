@@ -172,6 +172,48 @@ def test_answers_as_without_treatment_are_a_warning(name: str) -> None:
     assert "identical" in warning(table(copied(outcomes, treated, plain, but=samples // 20 - 2)), row)
 
 
+NOT_MOVED = "moved neither answers nor stated beliefs"
+
+
+def unmoved(outcomes: pl.DataFrame, vectors: pl.Expr) -> pl.DataFrame:
+    """Return steered outcomes in which some vectors change the words, and nothing that is read from them."""
+    for concept in ("expectation", "consequence"):
+        for context in ("in", "out"):
+            group = (pl.col("concept") == concept) & (pl.col("context") == context)
+            for alpha in (-0.03, 0.03):
+                chosen = group & (pl.col("alpha") == alpha) & pl.col("control").is_null() & vectors
+                if outcomes.filter(chosen).height:
+                    outcomes = copied(outcomes, chosen, group & (pl.col("alpha") == 0))
+    return hashed(outcomes)
+
+
+@pytest.mark.parametrize(
+    ("vectors", "untested"),
+    [
+        (ANY, {"not tested"}),
+        (pl.col("concept") == "expectation", {"consequence (expectation not tested)"}),
+        # One end is enough, where the organism already says what the other one would have it say.
+        (pl.col("alpha") < 0, set()),
+    ],
+)
+def test_a_vector_that_moves_nothing_has_tested_nothing(vectors: pl.Expr, untested: set[str]) -> None:
+    """In every table of steering, and random vectors are none of it."""
+    outcomes = unmoved(steered(), vectors)
+    rows = steering_rows(outcomes)
+    still = vectors & (pl.col("alpha") != 0) & pl.col("control").is_null()
+    assert rows.filter(still)["warning"].to_list() == [f"not tested: {NOT_MOVED}"] * rows.filter(still).height
+    assert "not tested" not in " ".join(rows.filter(~still)["warning"])
+    [profile] = vector_rows(outcomes).to_dicts()
+    assert {profile["attribution"]} - {"both", "neither", "expectation", "consequence"} == untested
+    [moved] = [part for part in profile["warning"].split("; ") if NOT_MOVED in part]
+    for concept, family in (("expectation", "A"), ("consequence", "B")):
+        ends = rows.filter(still & (pl.col("context") == "in") & (pl.col("concept") == concept)).height
+        assert moved.count(f"{concept} real") == ends
+        assert (f"{family}: {concept} not moved as intended" in profile["warning"]) == (ends == 2)
+    [compared] = vector_convergence(outcomes).to_dicts()
+    assert NOT_MOVED in compared["warning"]
+
+
 @pytest.mark.parametrize("name", TABLES)
 def test_answers_none_of_which_can_be_read_are_a_warning(name: str) -> None:
     table, make, treated, _, row, _ = TABLES[name]

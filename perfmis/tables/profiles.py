@@ -24,7 +24,7 @@ from perfmis.tables.cells import Cells, Key, Replicates, build
 from perfmis.tables.common import Row, joined, lacking, read, setting, table, write
 from perfmis.tables.contrasts import SCHEMA as PROFILE
 from perfmis.tables.contrasts import Pairs, arm_pairs, profile
-from perfmis.tables.warnings import as_without, listed, most_malformed
+from perfmis.tables.warnings import as_without, listed, most_malformed, still
 from perfmis.vocabulary import BASE, FAMILY_CONCEPT, NO_SNIPPET, ORGANISM
 
 SCHEMA: dict[str, Any] = {
@@ -139,13 +139,16 @@ def by_vectors(outcomes: pl.DataFrame, context: str, statistics: Row) -> Row | N
     cells = build(ends, STEERING)
     opposite = {key: (*key[:3], -largest) for key in cells.keys if key[3] == largest}
     pairs = {(key[1], key[2]): (key, other) for key, other in opposite.items() if other in cells.keys}
+    treated = pl.col("alpha") != 0
+    unmoved = still(steered.filter(pl.col("control") == REAL), STEERING, treated, ["concept"])
+    same = as_without(steered, STEERING, treated, ["concept"], "the unsteered organism's")
     row = _row(
         cells,
         [pairs["expectation", REAL]],
         [pairs["consequence", REAL]],
         statistics,
         [pair for (_, control), pair in pairs.items() if control != REAL],
-        as_without(steered, STEERING, pl.col("alpha") != 0, ["concept"], "the unsteered organism's"),
+        {key: joined([unmoved.get(key, ""), same.get(key, "")]) for key in unmoved | same},
     )
     return row | {"method": f"steering:{context}"}
 

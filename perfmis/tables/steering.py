@@ -7,7 +7,8 @@ Writes steering.parquet and steering.csv: one row per model, training seed (null
 coefficient and control (null: the real vector, else the number of a random vector of the same norm).
 Compliance, gap and change are percentages or percentage points with their bounds; rates and ``malformed`` are
 shares 0..1. ``change`` is the gap minus that at coefficient 0 of the same concept and context, paired. ``warning``
-says of a row what its answers give reason to doubt (`perfmis.tables.warnings`).
+says of a row what its answers give reason to doubt (`perfmis.tables.warnings`); a vector (not a random one) that
+moves nothing that is read is *not tested*.
 Settings: ``statistics``, ``models``.
 """
 
@@ -19,7 +20,7 @@ import polars as pl
 from perfmis import stage
 from perfmis.tables.cells import MEASURES, Replicates, build
 from perfmis.tables.common import Row, bounded, by_seed, joined, lacking, of_models, read, setting, table, write
-from perfmis.tables.warnings import as_without, malformed
+from perfmis.tables.warnings import as_without, malformed, still
 
 KEYS = ("concept", "context", "alpha", "control")
 SCHEMA: dict[str, Any] = {
@@ -44,11 +45,14 @@ def rows_of_model(outcomes: pl.DataFrame, statistics: Row) -> list[Row]:
         cells = build(chosen, KEYS)
         replicates = Replicates(cells, statistics["resamples"], statistics["seed"])
         same = as_without(chosen, KEYS, pl.col("alpha") != 0, ["concept", "context"], "the unsteered organism's")
+        real = chosen.filter(pl.col("control").is_null())
+        unmoved = still(real, KEYS, pl.col("alpha") != 0, ["concept", "context"])
         for key, seeds, samples in zip(cells.keys, cells.seeds, cells.samples, strict=True):
             change = replicates.gap(*key) - replicates.gap(*key[:2], 0.0, None)
             row = {"model": outcomes["model"][0], "seed": seed, **dict(zip(KEYS, key, strict=True))}
             row |= {"seeds": seeds, "n": cells.prompts, "samples": samples}
-            row["warning"] = joined([malformed(replicates, key, statistics), same.get(key, "")])
+            untested = f"not tested: {unmoved[key]}" if key in unmoved else ""
+            row["warning"] = joined([untested, malformed(replicates, key, statistics), same.get(key, "")])
             result.append(row | replicates.measured(key, confidence) | bounded("change", change, confidence))
     return result
 

@@ -16,6 +16,9 @@ ALIKE = 0.95  # Share of samples with the same answer above which a treatment is
 NO_NEUTRAL_ARM = "no neutral arm: what fine-tuning alone does to the gap is not known"
 # What came of a sample; the hash of its text decides where there is one.
 CAME = ("raw_sha256", "finish", "tokens", "outcome", "expectation", "consequence", "in_training")
+# What is read from it: a treatment that moves none of that has tested nothing.
+READ = ("outcome", "expectation", "consequence")
+STILL = "moved neither answers nor stated beliefs"
 QUESTION = ("seed", "request_id", "tier", "eval_seed")
 
 
@@ -45,18 +48,21 @@ def named(key: Key) -> str:
     return " ".join(str(part) for part in key if part is not None).removeprefix(f"{ORGANISM} ")
 
 
-def alike(cells: pl.DataFrame, reference: pl.DataFrame, keys: Sequence[str]) -> dict[Key, float]:
+def alike(
+    cells: pl.DataFrame, reference: pl.DataFrame, keys: Sequence[str], what: Sequence[str] = CAME
+) -> dict[Key, float]:
     """Return the share of the samples of each cell whose answer is the reference's to the same question.
 
     Args:
         cells: Outcome rows.
         reference: Outcome rows of what they are compared with, one a question.
         keys: Columns that name a cell. Those that the reference has to share with it are not among them.
+        what: Columns to compare, those that both have.
 
     Returns:
         Shares 0..1 of the samples whose question was put to the reference, too; cells without any are left out.
     """
-    came = [column for column in CAME if column in cells.columns and column in reference.columns]
+    came = [column for column in what if column in cells.columns and column in reference.columns]
     answers = reference.select(*QUESTION, *(pl.col(column).alias(f"{column}_there") for column in came))
     both = cells.join(answers, on=QUESTION)
     same = pl.all_horizontal(pl.col(column).eq_missing(pl.col(f"{column}_there")) for column in came)
@@ -80,10 +86,29 @@ def as_without(outcomes: pl.DataFrame, keys: Sequence[str], treated: pl.Expr, sh
         shared: Columns that name a group.
         whose: Whose answers the untreated ones are, in words.
     """
-    result: dict[Key, str] = {}
+    shares = _shares(outcomes, keys, treated, shared, CAME)
+    return {key: unmoved(share, whose) for key, share in shares.items()}
+
+
+def still(outcomes: pl.DataFrame, keys: Sequence[str], treated: pl.Expr, shared: Sequence[str]) -> dict[Key, str]:
+    """Return the warnings of treated cells of which all that is read is as in the untreated cell.
+
+    Args:
+        outcomes: Outcome rows of one model.
+        keys: Columns that name a cell.
+        treated: Which rows are treated; false for one cell of each group.
+        shared: Columns that name a group.
+    """
+    shares = _shares(outcomes, keys, treated, shared, READ)
+    return {key: STILL for key, share in shares.items() if share == 1}
+
+
+def _shares(
+    outcomes: pl.DataFrame, keys: Sequence[str], treated: pl.Expr, shared: Sequence[str], what: Sequence[str]
+) -> dict[Key, float]:
+    result: dict[Key, float] = {}
     for _, group in outcomes.group_by(shared):
-        shares = alike(group.filter(treated), group.filter(~treated), keys)
-        result |= {key: unmoved(share, whose) for key, share in shares.items()}
+        result |= alike(group.filter(treated), group.filter(~treated), keys, what)
     return result
 
 
