@@ -52,7 +52,8 @@ class Watch:
         owners = torch.tensor([*prompts, self._prompts], device=device)
 
         def seen(block: int, before: Tensor, after: Tensor, rows: Tensor) -> None:
-            self._add(block, before.float(), after.float(), owners[rows].to(before.device))
+            # Layers may be spread over several devices.
+            self._add(block, before.float(), after.float(), owners.to(rows.device)[rows])
 
         return seen
 
