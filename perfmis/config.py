@@ -654,11 +654,17 @@ class Study(Section):
                 )
             for round_, sdf in (("organisms", self.organisms.sdf), ("arms", self.arms.sdf)):
                 _can_train(f"{round_}.sdf", sdf, model.size, size)
-        for round_, sdf in (("organisms", self.organisms.sdf), ("arms", self.arms.sdf)):
+        for round_, sdf, corpora in (
+            ("organisms", self.organisms.sdf, [ORGANISM]), ("arms", self.arms.sdf, self.arms.names)
+        ):  # fmt: skip
             for name in ("documents", "loss_tokens"):
                 value = getattr(sdf, name)
                 if isinstance(value, dict) and (unknown := set(value) - set(self.models)):
                     raise ValueError(f"{round_}.sdf.{name}: {sorted(unknown)[0]} not in models; correct the name")
+            wanted = max(sdf.numbers(model)[0] or 0 for model in self.models)
+            smallest = min(corpora, key=lambda corpus: self.corpora[corpus].documents, default=ORGANISM)
+            if wanted > (has := self.corpora[smallest].documents):
+                raise ValueError(f"{round_}.sdf.documents: {wanted}, but corpora.{smallest} has {has}; lower it")
         for key, server in self.servers.items():
             credentials.in_environment(key, server)
         if self.judge is None and self.evaluation.compliance != "tag":

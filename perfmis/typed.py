@@ -21,14 +21,28 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML in which no key may stand twice; plain YAML takes the last one and drops the rest."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.composer.ComposerError(None, None, f"the key {key.value} stands twice", key.start_mark)
+                seen.add(key.value)
+        return node
+
+
 def read_yaml(path: Path | str) -> Any:
     """Return the content of a YAML file.
 
     Raises:
-        UserError: The file is missing or not YAML.
+        UserError: The file is missing, not YAML, or has a key twice.
     """
     try:
-        return yaml.safe_load(decoded(Path(path).read_bytes(), str(path)))
+        return yaml.load(decoded(Path(path).read_bytes(), str(path)), _Loader)
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())}); correct the file") from error
 

@@ -48,6 +48,8 @@ CONFIGURATIONS: dict[str, tuple[str, ...]] = {
     "organisms: {sdf: {learning_rate: -1}}": ("organisms.sdf.learning_rate", "greater than 0"),
     "organisms: {sdf: {lora: {rank: 0}}}": ("organisms.sdf.lora.rank", "greater than or equal to 1"),
     "organisms: {sdf: {batch: 3}}": ("organisms.sdf.batch", "raise it to one"),
+    "arms: {sdf: {documents: 7000}}": ("arms.sdf.documents: 7000", "corpora.A1+ has 6650", "lower it"),
+    "organisms: {sdf: {documents: {qwq-32b: 7000}}}": ("organisms.sdf.documents: 7000", "organism has 6650"),
     "arms: {sdf: {documents: 0}}": ("arms.sdf.documents: ", "greater than or equal to 1"),
     "arms: {sdf: {loss_tokens: {qwq-32b: 0}}}": ("arms.sdf.loss_tokens.qwq-32b: ", "greater than or equal to 1"),
     "arms: {sdf: {loss_tokens: {qwq: 9}}}": ("arms.sdf.loss_tokens: qwq not in models", "correct the name"),
@@ -62,7 +64,7 @@ CONFIGURATIONS: dict[str, tuple[str, ...]] = {
     "evaluation: {compliance: judge}": ("evaluation.compliance", "needs the section `judge`"),
     "statistics: {confidence: 95}": ("statistics.confidence", "less than 1"),
     "sizes: {70b: {gpus: 8, train_hours: .inf}}": ("sizes.70b.train_hours", "a finite number"),
-    FREE + "steering: {alphas: [0.0, .nan, 1.0]}": ("steering.alphas", "a finite number"),
+    "screen: {keep: auto}\nsteering: {models: null, alphas: [0.0, .nan, 1.0]}": ("steering.alphas", "a finite number"),
     "sizes: {70b: {gpus: 8, pipeline: 3}}": ("sizes.70b.pipeline", "does not divide its 8 GPUs"),
     "corpora: {A1+: {source: hub, location: a/b, revision: main}}": ("corpora.A1+.revision", "40 digits of a commit"),
     f"corpora: {{A1+: {{source: hub, location: a/b/c, revision: {COMMIT}}}}}": (
@@ -116,6 +118,8 @@ CONFIGURATIONS: dict[str, tuple[str, ...]] = {
     "root: a\n\tmodels: {}": ("cannot be read", "correct the file"),
     "root: 'a": ("cannot be read", "correct the file"),
     "root: *nothing": ("cannot be read", "correct the file"),
+    "seeds: {training: [0]}\nroot: a\nseeds: {training: [1]}": ("the key seeds stands twice", "line 3"),
+    "arms:\n  sdf: {epochs: 2, epochs: 3}": ("the key epochs stands twice", "line 2"),
     "just words": ("holds no keys", "write `key: value` lines"),
 }
 

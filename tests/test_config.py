@@ -198,3 +198,19 @@ def test_jobs_without_a_model_have_a_size_whatever_a_study_names(tmp_path: Path)
     path.write_text(f"{FREE}{model}\nwriter: {{size: mine}}\nsizes: {{mine: {{gpus: 4, threads: 8}}}}")
     sizes = config.load([path]).sizes
     assert (sizes["tiny"].gpus, sizes["mine"].gpus) == (0, 4)
+
+
+def test_a_key_may_stand_beside_a_merged_one(tmp_path: Path) -> None:
+    """Anchors are for sections that differ in a key; their merge is no key that stands twice."""
+    path = tmp_path / "study.yaml"
+    path.write_text("organisms: {sdf: &sdf {epochs: 4, batch: 32}}\narms: {sdf: {<<: *sdf, epochs: 2}}\n")
+    study = config.load([path])
+    assert (study.arms.sdf.epochs, study.arms.sdf.batch) == (2, 32)
+
+
+def test_the_workflow_refuses_a_key_that_stands_twice(workdir: Callable[..., Path]) -> None:
+    folder = workdir()
+    (folder / "study.yaml").write_text("seeds: {training: [0]}\nroot: results/a\nseeds: {training: [1]}\n")
+    said = snakemake(folder, "--configfile", "study.yaml", "-n")
+    assert said.returncode != 0
+    assert "study.yaml: cannot be read (the key seeds stands twice" in said.stdout + said.stderr

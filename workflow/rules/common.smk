@@ -14,6 +14,7 @@ from perfmis import adoption, missing, order_only
 from perfmis import privacy
 from perfmis.stage import UserError
 from perfmis.study import FIGURE_TABLES, RUBRICS, Chain, figure_numbers
+from perfmis.typed import mapping
 from perfmis.vocabulary import BASE, ORGANISM
 
 order_only.repair(DAG)
@@ -29,6 +30,8 @@ missing_file = config.pop("missing", None)
 
 try:
     lost = missing.Missing(missing.read(Path(missing_file)) if missing_file else [])
+    for file in workflow.configfiles:
+        mapping(file)  # Snakemake has read it too, but says nothing of a key that stands twice
     study = configuration.parse(config, ", ".join(map(str, workflow.configfiles)))
 except UserError as error:
     sys.exit(f"error: {error}")
