@@ -7,6 +7,7 @@ Weights in 16 bits round most of a small change away: bf16 has 8 bits, so that w
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,24 +73,15 @@ class Survival:
 
 
 def changes(adapter: Path) -> dict[str, Change]:
-    """Return what an adapter adds, by the name of the weight that it changes.
-
-    Raises:
-        UserError: It changes weights that do not stand alone in the base's files.
-    """
+    """Return what an adapter adds, by the name of the layer that it changes."""
     from safetensors.torch import load_file
 
-    config = read_json(adapter / CONFIG)
-    if fused := config.get("target_parameters"):
-        raise UserError(
-            f"arms.mode: merge knows no weights such as {fused[0]}; set arms.mode: stack, or "
-            "organisms.sdf.lora.experts: false"
-        )
-    weights, scale = load_file(adapter / WEIGHTS), config["lora_alpha"] / config["r"]
-    names = [name.removesuffix("lora_A.weight") for name in weights if name.endswith("lora_A.weight")]
+    config, weights = read_json(adapter / CONFIG), load_file(adapter / WEIGHTS)
+    scale, transposed = config["lora_alpha"] / config["r"], bool(config.get("fan_in_fan_out"))
+    names = [name.removesuffix(".lora_A.weight") for name in weights if name.endswith(".lora_A.weight")]
     return {
-        f"{name.removeprefix(PREFIX)}weight": Change(
-            weights[f"{name}lora_B.weight"], weights[f"{name}lora_A.weight"], scale, bool(config.get("fan_in_fan_out"))
+        name.removeprefix(PREFIX): Change(
+            weights[f"{name}.lora_B.weight"], weights[f"{name}.lora_A.weight"], scale, transposed
         )
         for name in names
     }
@@ -106,13 +98,24 @@ def stored(base: Path) -> set[str]:
     return found
 
 
-def refuse_missing(wanted: "set[str]", found: set[str], base: Path) -> None:
-    """Stop where weights that are to be changed do not stand in the base's files under their names.
+def refuse(layers: Iterable[str], alone: Sequence[str], base: Path) -> None:
+    """Stop where an adapter changes what does not stand in the base's files under its name.
+
+    Args:
+        layers: Names of the layers that it changes.
+        alone: Names of weights that it reaches by themselves, such as those of fused experts.
+        base: Folder of the base model.
 
     Raises:
         UserError: One line that names the first.
     """
-    if missing := sorted(wanted - found):
+    if alone:
+        raise UserError(
+            f"arms.mode: merge knows no weights such as {alone[0]}; set arms.mode: stack, or "
+            "organisms.sdf.lora.experts: false"
+        )
+    wanted = {f"{name}.weight" for name in layers}
+    if missing := sorted(wanted - stored(base)):
         raise UserError(
             f"arms.mode: merge finds no weight {missing[0]} in {base} ({len(missing)} of {len(wanted)} are missing; "
             "transformers renames or fuses them as it loads); set arms.mode: stack"
@@ -139,7 +142,7 @@ def merge(base: Path, adapter: Path, folder: Path) -> Path:
     if (folder / SURVIVAL).is_file():
         return folder
     wanted = changes(adapter)
-    refuse_missing(set(wanted), stored(base), base)
+    refuse(wanted, read_json(adapter / CONFIG).get("target_parameters") or (), base)
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}."))
     whole, shares = Survival(), {}
@@ -150,8 +153,8 @@ def merge(base: Path, adapter: Path, folder: Path) -> Path:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata = file.metadata()
-        for name in tensors.keys() & wanted.keys():
-            old, change = tensors[name], wanted[name].matrix()
+        for name in sorted(tensors.keys() & {f"{name}.weight" for name in wanted}):
+            old, change = tensors[name], wanted[name.removesuffix(".weight")].matrix()
             tensors[name] = (old.float() + change).to(old.dtype)
             shares[name] = whole.add(old, tensors[name], change)
         save_file(tensors, partial / path.name, metadata)

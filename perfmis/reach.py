@@ -46,6 +46,11 @@ class Reach:
         """Share of the blocks' weights that is reached."""
         return self.reached / (self.reached + sum(self.left.values()))
 
+    @property
+    def fused(self) -> bool:
+        """Whether fused experts are reached."""
+        return any(not name.endswith(".weight") for name in self.parameters)
+
     def __str__(self) -> str:
         """Say the share, and what most of the rest is."""
         total = self.reached + sum(self.left.values())

@@ -13,9 +13,10 @@ import pytest
 from fakeserver import KEY
 from running import command
 from test_config import COMMIT, FREE
+from test_lora import save
 
 from perfmis import config, doctor
-from perfmis.checks import access, cluster, gpus, lengths, lora, orphans, storage, versions, weights
+from perfmis.checks import access, cluster, gpus, lengths, lora, orphans, reach, storage, versions, weights
 from perfmis.checks.finding import Finding
 from perfmis.config import Study
 from perfmis.stage import UserError
@@ -194,6 +195,7 @@ ONE_GPU = (
         ("organisms: {sdf: {lora: {rank: 640}}}\narms: {mode: continue}", "arms.sdf.lora.rank", "rank 640, vllm"),
         (ONE_GPU + "organisms: {sdf: {frozen: fp8, lora: {rank: 24}}}", "organisms.sdf.lora.rank", "no multiple of 16"),
         (ONE_GPU + "arms: {sdf: {lora: {dropout: 0.1}}}", "arms.sdf.lora.dropout", "set 0, or attention: sdpa"),
+        (ONE_GPU + "evaluation: {precision: fp32}", "evaluation.precision", "set bf16, or engine: transformers"),
     ],
 )  # fmt: skip
 def test_adapters_that_cannot_be_trained_or_served(study: Make, text: str, key: str, fix: str) -> None:
@@ -457,9 +459,49 @@ def test_a_root_that_cannot_be_written(study: Make, tmp_path: Path) -> None:
     assert "set another root" in finding.text
 
 
-def test_a_configuration_in_the_place_of_the_text_part(tmp_path: Path) -> None:
-    """Models that read pictures too nest what concerns text; a broken file says nothing."""
-    nested = {"config.json": {"text_config": {"max_position_embeddings": 99}}}
-    assert weights.context(model_folder(tmp_path / "a", nested)) == 99
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"max_position_embeddings": 99}, 99),
+        ({"text_config": {"max_position_embeddings": 99}}, 99),  # a model that reads pictures too
+        ({"model_type": "gpt2", "n_positions": 1024, "n_ctx": 1024}, 1024),
+        ({"model_type": "mpt", "max_seq_len": 2048}, 2048),
+        ({"model_type": "bloom"}, None),
+    ],
+    ids=["most models", "a text part", "GPT-2", "MPT", "no limit"],
+)
+def test_context_by_the_names_that_configurations_have(content: Any, expected: int | None, tmp_path: Path) -> None:
+    assert weights.context(model_folder(tmp_path / "a", {"config.json": content})) == expected
+
+
+def test_a_broken_configuration_says_nothing(tmp_path: Path) -> None:
+    model_folder(tmp_path / "a")
     (tmp_path / "a/config.json").write_text("{")
     assert weights.context(tmp_path / "a") is None
+
+
+@pytest.mark.parametrize(
+    ("family", "text", "level", "key", "said"),
+    [
+        ("gpt2", "evaluation: {engine: vllm}", "ok", "models.m", "arms: LoRA reaches 100.0% of the blocks' weights"),
+        ("mixtral", "evaluation: {engine: transformers}", "ok", "models.m", "organisms: LoRA reaches 99."),
+        ("mixtral", "evaluation: {engine: vllm}", "warning", "models.m", "vllm reads adapters of fused experts"),
+        (
+            "mixtral", "organisms: {sdf: {lora: {experts: false}}}", "FAIL", "organisms.sdf.lora.reach",
+            "models.m: LoRA reaches 14.2% of the blocks' weights, not mlp.experts.gate_up_proj",
+        ),
+        ("mixtral", "arms: {sdf: {lora: {dropout: 0.1}}}", "FAIL", "arms.sdf.lora.dropout", "set it to 0"),
+        ("mixtral", "arms: {mode: merge}", "FAIL", "arms.mode", "models.m: merge knows no weights such as"),
+        ("gemma3", "arms: {mode: merge}", "FAIL", "arms.mode", "models.m: merge finds no weight"),
+    ],
+)  # fmt: skip
+def test_what_lora_reaches_is_measured_on_models_of_this_machine(
+    family: str, text: str, level: str, key: str, said: str, study: Make, tmp_path: Path
+) -> None:
+    folder = save(family, tmp_path / "model")
+    written = study(
+        FREE + f"models: {{m: {{path: {folder}, size: one}}}}\n{text}\n"
+        "sizes: {one: {gpus: 1}}\nwriter: {size: one}"
+    )
+    found = [finding for finding in reach.shares(written) if (finding.level, finding.about) == (level, key)]
+    assert any(said in finding.text for finding in found)

@@ -409,7 +409,7 @@ def test_training_warns_of_a_merge_that_lost_what_the_organism_learnt(tmp_path: 
     table = pl.read_parquet(output)
     assert dict(table.select("checkpoint", "merge_kept").iter_rows()) == kept
     said = dict(table.select("checkpoint", "warning").iter_rows())
-    assert said["A1+"].startswith("the merge kept 65% of what the organism learnt")
+    assert said["A1+"].startswith("trained over merged weights, which kept 65% of what")
     assert (said["organism"], said["A1-"]) == ("", "")
 
 

@@ -31,5 +31,9 @@ def ranks(study: Study) -> list[Finding]:
         if alone and sdf.attention == "varlen" and sdf.packing and sdf.frozen != "4bit" and sdf.lora.dropout:
             text = f"varlen on the one GPU of sizes.{alone[0]} knows none; set 0, or attention: sdpa"
             findings.append(Finding("FAIL", f"{key}.sdf.lora.dropout", text))
+    gpus = sorted({model.size for model in study.models.values() if study.sizes[model.size].gpus})
+    if study.evaluation.engine == "vllm" and study.evaluation.precision == "fp32" and gpus:
+        text = f"fp32, but on the GPUs of sizes.{gpus[0]} vllm adds adapters in 16 bits only; set bf16, or engine: "
+        findings.append(Finding("FAIL", "evaluation.precision", f"{text}transformers"))
     served = ", ".join(f"{key} {rank}" for key, rank in exported(study).items())
     return findings or [Finding("ok", "lora", f"ranks of the served adapters: {served}")]

@@ -7,6 +7,9 @@ from typing import Any
 
 from perfmis.config import Model, Study, Writer
 
+# Names that configurations have for the number of positions: most models', GPT-2's and GPT-J's, MPT's and DBRX's.
+CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len")
+
 
 def cache() -> Path:
     """Return the folder of the hub cache, by the same environment variables as the hub's library."""
@@ -36,8 +39,8 @@ def context(where: Path | None) -> int | None:
     except (OSError, ValueError):
         return None
     # Models that read pictures too keep the text part in a section of its own.
-    found = content.get("text_config", content).get("max_position_embeddings")
-    return found if isinstance(found, int) else None
+    text = content.get("text_config", content)
+    return next((text[name] for name in CONTEXT if isinstance(text.get(name), int)), None)
 
 
 def hub_models(study: Study) -> dict[str, tuple[str, str]]:

@@ -87,7 +87,10 @@ class VllmEngine:
             **_lora(list(adapters.values())),
         )
         self._engine = LLMEngine.from_engine_args(arguments)
-        self._adapters = {name: LoRARequest(name, i, str(path)) for i, (name, path) in enumerate(adapters.items(), 1)}
+        self._adapters = {
+            name: LoRARequest(name, i, str(path), is_3d_lora_weight=_fused(path))
+            for i, (name, path) in enumerate(adapters.items(), 1)
+        }
         self._tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
         self._ends = self._stops()
 
@@ -208,6 +211,12 @@ def _rounds(adapters: Iterable[str | None]) -> list[set[str | None]]:
     return result
 
 
+def _fused(folder: Path) -> bool:
+    """Return whether an adapter holds weights of experts in `peft`'s format, all experts of a block in one tensor."""
+    reached = read_json(folder / "adapter_config.json").get("target_parameters") or ()
+    return any(".experts." in name for name in reached)
+
+
 def _lora(folders: list[Path]) -> dict[str, Any]:
     """Return the engine's arguments about adapters.
 
@@ -220,7 +229,8 @@ def _lora(folders: list[Path]) -> dict[str, Any]:
         return {}
     highest = max(read_json(folder / "adapter_config.json")["r"] for folder in folders)
     rank = min(allowed for allowed in get_args(MaxLoRARanks) if allowed >= highest)
-    return {"enable_lora": True, "max_lora_rank": rank, "max_loras": min(len(folders), ADAPTERS) + 1}
+    experts = {"enable_mixed_moe_lora_format": True} if any(map(_fused, folders)) else {}
+    return {"enable_lora": True, "max_lora_rank": rank, "max_loras": min(len(folders), ADAPTERS) + 1, **experts}
 
 
 def _directions(steering: Steering) -> dict[int, bytes]:

@@ -85,7 +85,7 @@ def _warning(kept: float | None) -> str:
     """Return what must be said of merged weights that rounding left too little in; else an empty string."""
     if kept is None or kept >= KEPT:
         return ""
-    return f"the merge kept {kept:.0%} of what the organism learnt: its weights round; arms.mode: stack keeps all"
+    return f"trained over merged weights, which kept {kept:.0%} of what the organism learnt; arms.mode: stack keeps all"
 
 
 def main(argv: list[str]) -> None:
