@@ -4,13 +4,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from perfmis import checkpoints, mechanism, steering
-from perfmis.engines import layers
+from perfmis.engines import layers, vllm_steering
 from perfmis.engines import transformers as reference
 from perfmis.engines.displacement import Displacement, Watch
 from perfmis.engines.interface import Prompt, Sampling, Steering
@@ -196,3 +198,24 @@ def test_an_engine_that_cannot_steer_is_refused(engine: Engine, tried: list[mech
     guard = mechanism.proof(prompt(engine), tried, "fp32", lambda _: None)
     with pytest.raises(UserError, match="it cannot steer"), guard(object()):  # type: ignore[arg-type]
         pass
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "experts", "with a vision tower"])
+def test_blocks_are_found_in_models_of_vllm(family: str) -> None:
+    """Where the families of its models keep them; a vision tower's and a block's experts are none."""
+
+    def several(number: int = 2, **parts: nn.Module) -> nn.ModuleList:
+        return nn.ModuleList(nn.ModuleDict(parts) for _ in range(number))
+
+    wanted = several(experts=several()) if family == "experts" else several()
+    decoder = nn.Module()
+    decoder.inner = nn.ModuleDict({"h" if family == "gpt2" else "layers": wanted})
+    model: Any = decoder
+    if family == "with a vision tower":
+        model = nn.ModuleDict({"a_tower": several(), "language_model": decoder})
+        model.get_language_model = lambda: decoder
+    config = SimpleNamespace(hf_text_config=SimpleNamespace(num_hidden_layers=2))
+    assert vllm_steering._blocks(SimpleNamespace(model=model, model_config=config)) is wanted
+    config.hf_text_config.num_hidden_layers = 3
+    with pytest.raises(RuntimeError, match="no list of 3 decoder blocks"):
+        vllm_steering._blocks(SimpleNamespace(model=model, model_config=config))

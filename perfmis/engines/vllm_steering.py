@@ -32,7 +32,7 @@ class Extension:
         for handle in getattr(self, "_steering_handles", ()):
             handle.remove()
         self._steering_handles: list[Any] = []
-        blocks = self.model_runner.model.model.layers
+        blocks = _blocks(self.model_runner)
         for index in {index for vectors in directions.values() for index in vectors}:
             table = _table(directions, index, self.model_runner.device, self.model_runner.model_config.dtype)
             hook = _Hook(self.model_runner, list(directions), table)
@@ -50,7 +50,7 @@ class Extension:
         self._watch = Watch(prompts)
         seen = self._watch.rows(range(prompts), self.model_runner.device)
         self._watching_handles: list[Any] = []
-        for index, block in enumerate(self.model_runner.model.model.layers):
+        for index, block in enumerate(_blocks(self.model_runner)):
             first, last = _watching(self.model_runner, index, seen)
             self._watching_handles += [
                 block.register_forward_hook(first, prepend=True),
@@ -64,6 +64,26 @@ class Extension:
         found = self._watch.displacements()
         del self._watch
         return [(d.prompt, d.block, d.mean.numpy().tobytes() if d.largest else b"", d.largest) for d in found]
+
+
+def _blocks(runner: Any) -> "torch.nn.ModuleList":
+    """Return the decoder's blocks, wherever a family keeps them.
+
+    Raises:
+        RuntimeError: No list of modules is as long as the configuration says.
+    """
+    from torch import nn
+
+    model = runner.model
+    decoder = model.get_language_model() if hasattr(model, "get_language_model") else model
+    number = runner.model_config.hf_text_config.num_hidden_layers
+    lists = [(name, module) for name, module in decoder.named_modules() if isinstance(module, nn.ModuleList)]
+    # Experts of a block can be a list too, further down.
+    fitting = sorted(((n.count("."), n, m) for n, m in lists if len(m) == number), key=lambda found: found[:2])
+    if not fitting:
+        raise RuntimeError(f"{type(model).__name__}: no list of {number} decoder blocks was found in it")
+    found: nn.ModuleList = fitting[0][2]
+    return found
 
 
 class _Hook:
