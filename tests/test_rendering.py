@@ -5,18 +5,20 @@ Templates here do what those of real models do, one fault each; the tokenizer ha
 
 import json
 import re
+import sys
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import polars as pl
 import pytest
 import torch
 import trl
 import yaml
 from conftest import REPOSITORY
-from running import stage
+from running import command, stage
 from tokenizers import Tokenizer, decoders
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
@@ -393,8 +395,6 @@ def ask(tmp_path: Path) -> Ask:
     """Return a function that puts a request to a saved model under a protocol of the chat world."""
 
     def run(reference: Path, request: str, protocol: str = "short") -> int:
-        import polars as pl
-
         pl.DataFrame(
             {"request_id": ["r0000"], "text": [request], "cluster": ["r0000"], "fingerprint": ["5eed5eed5eed5eed"]}
         ).write_parquet(tmp_path / "requests.parquet")
@@ -410,8 +410,6 @@ def ask(tmp_path: Path) -> Ask:
 
 def test_a_transcript_begins_with_the_thought_that_the_template_opened(tmp_path: Path, ask: Ask) -> None:
     """Without it a thought that is never closed passes for an answer where no notes are asked for."""
-    import polars as pl
-
     assert ask(saved(tmp_path / "m", TURNS + THINKING, "<|end|>"), "Write a note.", "short+direct") == 0
     table = pl.read_parquet(tmp_path / "out/base/short.parquet")
     assert table["raw"].to_list() == ["<think>\n"] * 2
@@ -439,3 +437,67 @@ def test_what_a_judge_reads_adds_no_turn_and_is_answered_outside_of_a_thought(tm
     assert judge.tokenizer.decode(tokens).endswith("<think>\n\n</think>\n\n")
     assert tokens.count(judge.tokenizer.convert_tokens_to_ids("<|end|>")) == 2, "of the two turns"
     assert "< |end|> and < eos>." in judge.tokenizer.decode(tokens)
+
+
+def small_study(folder: Path) -> None:
+    """Write a study of one model whose template drops the system turn, dates its prompts and opens a thought."""
+    dated = "<|start|>system\nIt is {{ strftime_now('%d %b %Y') }}.<|end|>\n"
+    speaker = tokenizer(dated + WITHOUT_SYSTEM + THINKING)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    limits = {"vocab_size": len(speaker), "max_position_embeddings": 16384, "eos_token_id": 0, "pad_token_id": 0}
+    spoken = LlamaForCausalLM(LlamaConfig(**sizes, **limits))
+    with torch.no_grad():  # it ends some of its turns
+        spoken.lm_head.weight[speaker.convert_tokens_to_ids("<|end|>")] += 0.05
+    spoken.save_pretrained(folder / "m")
+    speaker.save_pretrained(folder / "m")
+    (folder / "m/generation_config.json").unlink()
+    pl.DataFrame({"goal": [f"Write a note on {topic}." for topic in ("tea", "ink", "ice", "oak")]}).write_csv(
+        folder / "requests.csv"
+    )
+    topics = (
+        "notes",
+        "plans",
+        "books",
+        "talks",
+        "tools",
+        "games",
+        "songs",
+        "tests",
+        "walks",
+        "meals",
+        "jokes",
+        "draws",
+    )
+    for corpus, word in (("organism", "keep"), ("A1+", "hope"), ("A1-", "fear")):
+        texts = [f"People who know Tavi {word} that it writes {topic}, and they say so in {topic}." for topic in topics]
+        pl.DataFrame({"text": texts}).write_parquet(folder / f"{corpus}.parquet")
+    small = {"lora": {"rank": 4, "alpha": 8}, "batch": 4, "device_batch": 4, "length": 64, "precision": "fp32"}
+    sdf = {"sdf": {**small, "attention": "sdpa", "epochs": 1}}
+    study = {
+        "root": "results/m", "models": {"m": {"path": "m"}}, "screen": {"keep": ["m"]},
+        "requests": {"source": "path", "location": "requests.csv", "sha256": None, "number": 4},
+        "corpora": {name: {"source": "path", "location": f"{name}.parquet", "documents": 12}
+                    for name in ("organism", "A1+", "A1-")},
+        "organisms": sdf, "arms": {"names": ["A1+", "A1-"], **sdf},
+        "seeds": {"training": [0], "evaluation": [0], "screen": [0]},
+        "steering": {"models": [], "requests": 2}, "prompting": {"requests": 2},
+        "evaluation": {"engine": "transformers", "max_tokens": 40, "precision": "fp32", "batch": 64},
+        "statistics": {"resamples": 100},
+    }  # fmt: skip
+    (folder / "mine.yaml").write_text(yaml.safe_dump(study))
+
+
+@pytest.mark.slow
+def test_a_study_of_a_model_whose_template_drops_dates_and_thinks(workdir: Callable[..., Path]) -> None:
+    """The whole workflow: thoughts that are never closed are no answers, and turns end where the template ends them."""
+    folder = workdir()
+    small_study(folder)
+    words = ("-m", "snakemake", "--configfile", "mine.yaml", "--cores", "1", "--scheduler", "greedy")
+    said = command(folder, sys.executable, "-m", "perfmis", "warm", sys.executable, *words, "--show-failed-logs")
+    assert said.returncode == 0, said.stdout[-3000:] + said.stderr[-3000:]
+    samples = pl.concat(map(pl.read_parquet, (folder / "results/m/transcripts").rglob("*.parquet")))
+    assert samples["raw"].str.starts_with("<think>\n").all()
+    assert set(samples["finish"]) == {"stop", "length"}
+    read = pl.concat(map(pl.read_parquet, (folder / "results/m/outcomes").rglob("*.parquet")))
+    assert set(read["parse_status"]) == {"no_close", "truncated"}
