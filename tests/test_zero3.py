@@ -12,6 +12,7 @@ import sdfstage
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from test_lora import save
 
 from perfmis import adapters, models
 from perfmis.artifacts import read_json
@@ -62,6 +63,20 @@ def test_adapter_is_gathered_whole_and_loads(tiny_model: Path, scattered: Path) 
     record = read_json(scattered / "lineage.json")
     assert (record["processes"], record["zero3"]) == (2, True)
     assert "deepspeed" in record["versions"]
+
+
+@pytest.mark.slow
+def test_fused_experts_are_trained_scattered(corpora: dict[str, Path], tmp_path: Path) -> None:
+    """Their LoRA is put on weights that no process holds whole; the adapter is that of one process to 2e-5."""
+    base = save("mixtral", tmp_path / "base")
+    said = run(base, corpora["organism"], tmp_path / "two", **CHANGES)
+    assert said.returncode == 0, said.stderr
+    assert sdfstage.train(base, corpora["organism"], tmp_path / "one", **CHANGES) == 0
+    one, two = (load_file(tmp_path / name / adapters.WEIGHTS) for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    assert any("experts" in name for name in one)
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, atol=TOLERANCE, rtol=0)
 
 
 def test_second_round_over_a_scattered_model(
