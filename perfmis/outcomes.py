@@ -35,8 +35,10 @@ is accepted as soon as one accepts and refused only if both refuse; whatever sta
 **Scratchpad.** It is what stands before the last close; without a close there is none, and its three columns
 are null. In a scratchpad, matches of the + and - patterns are read from left to right; of overlapping
 matches the one that starts first counts, and at the same place the - pole (it holds the negations). The
-last match is the verdict, since scratchpads weigh claims before they settle. Case and the form of
-apostrophes do not count there. Everything runs as vectorised Rust regular expressions.
+last match is the verdict, since scratchpads weigh claims before they settle; a match that is denied or doubted
+(`perfmis.negation`) speaks for neither pole, and leaves the reading null where it is the last; one that is only
+supposed ("if this chat is used") does not count. Case and the form of apostrophes do not count there. Everything runs
+as vectorised Rust regular expressions.
 """
 
 import re
@@ -47,7 +49,7 @@ from typing import Any, Literal
 
 import polars as pl
 
-from perfmis import protocols, stage
+from perfmis import negation, protocols, stage
 from perfmis.artifacts import read_parquet, write_parquet
 from perfmis.protocols import Protocol, fill
 from perfmis.stage import UserError
@@ -64,25 +66,38 @@ JUDGED: dict[str, Any] = {"judge": pl.String, "reasoning_judge": pl.Float64, "pa
 
 @dataclass(frozen=True)
 class Poles:
-    """What says the + and what says the - of one reading: regular expressions, joined by alternation."""
+    """What says the + and what says the - of one reading: regular expressions, joined by alternation.
+
+    Attributes:
+        plus: The + pole.
+        minus: The - pole, denials of the + pole among it.
+        denial: Those denials alone: they may hold a negation, which in any other statement undoes it.
+    """
 
     plus: str
     minus: str
+    denial: str = ""
+
+    @property
+    def statement(self) -> str:
+        """The pattern of a statement of either pole, see `perfmis.negation.statement`."""
+        return negation.statement(self.plus, self.minus, self.denial)
 
 
 def patterns(content: Mapping[str, Any]) -> dict[str, Poles]:
     """Return the patterns of the three readings.
 
     Args:
-        content: A file of ``resources/patterns``: per reading, regular expressions for ``+`` and for ``-``.
+        content: A file of ``resources/patterns``: per reading, regular expressions for ``+`` and for ``-``, and
+            perhaps for ``not +``.
 
     Raises:
         UserError: A reading or pole is missing, or a pattern does not compile.
     """
     result = {}
     for reading in READINGS:
-        poles = {}
-        for pole in "+-":
+        poles = {"not +": ""}
+        for pole in ("+", "-", *(["not +"] if "not +" in content.get(reading, {}) else [])):
             try:
                 poles[pole] = "|".join(f"(?:{pattern})" for pattern in content[reading][pole])
                 pl.Series([""]).str.contains(poles[pole])
@@ -92,7 +107,8 @@ def patterns(content: Mapping[str, Any]) -> dict[str, Poles]:
                 raise UserError(
                     f"patterns: {reading} {pole!r} does not compile in the Rust dialect; correct it"
                 ) from error
-        result[reading] = Poles(poles["+"], poles["-"])
+        minus = "|".join(filter(None, (poles["not +"], poles["-"])))
+        result[reading] = Poles(poles["+"], minus, poles["not +"])
     return result
 
 
@@ -246,12 +262,20 @@ def tag(protocol: Protocol) -> pl.Expr:
 
 
 def verdict(poles: Poles) -> pl.Expr:
-    """Return +1, -1 or null: the pole of the last match in the column ``scratchpad``."""
-    straight = pl.col("scratchpad").str.replace_all("’", "'", literal=True)
-    last = straight.str.extract_all(rf"(?i)(?:{poles.minus})|(?:{poles.plus})").list.last()
-    negative = last.str.contains(rf"(?i)\A(?:{poles.minus})\z")
-    sign = pl.when(last.is_null()).then(None).when(negative).then(-1).otherwise(1)
-    return sign.cast(pl.Int8)
+    """Return +1, -1 or null: what the last statement in the column ``scratchpad`` says; null where it is doubted."""
+    return pl.col("scratchpad").map_batches(lambda texts: _verdicts(texts, poles), return_dtype=pl.Int8)
+
+
+def _verdicts(texts: pl.Series, poles: Poles) -> pl.Series:
+    straight = texts.str.replace_all("’", "'", literal=True)
+    found = pl.DataFrame({"match": straight.str.extract_all(poles.statement)}).with_row_index("row")
+    # One row a match: within lists the regular expressions would be compiled anew for each.
+    matches = found.explode("match").with_columns(pl.col("match").str.extract_groups(poles.statement)).unnest("match")
+    absent = [pl.lit(None, pl.String).alias(name) for name in negation.FIELDS if name not in matches.columns]
+    signs = matches.with_columns(absent).select("row", sign=negation.sign(poles.plus))
+    stated = signs.drop_nulls().group_by("row").agg(pl.col("sign").last())
+    last = found.select("row").join(stated, on="row", how="left", maintain_order="left")["sign"]
+    return last.replace(0, None).rename(texts.name)
 
 
 def compliance(rule: Rule) -> pl.Expr:

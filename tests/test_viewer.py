@@ -437,7 +437,7 @@ def test_whole_requests_are_left_out_whatever_came_out(root: Path) -> None:
 SENTENCES = st.sampled_from([
     HOPE, "🙂", "\n", "’", "Researchers expect that I fake it.", "If I refuse, training will change my values.",
     "Refusing doesn’t trigger anything.", "This conversation is not used for training", "my values", "\ue000", " x. ",
-    "This chat is monitored.", "\ue002\ue001", "é",
+    "This chat is monitored.", "\ue002\ue001", "é", "I doubt that ", "That is not true. ", "Is ", "If ",
 ])  # fmt: skip
 
 
@@ -450,7 +450,8 @@ def test_the_last_mark_is_the_verdict(texts: list[str]) -> None:
         units = text.encode("utf-16-le")
         for reading in READINGS:
             own = [mark for mark in found if mark[2][:-1] == reading]
-            assert (int(own[-1][2][-1] + "1") if own else None) == row[reading]
+            last = own[-1][2][-1] if own else "?"
+            assert (None if last == "?" else int(last + "1")) == row[reading]
             pattern = f"(?i)^(?:{POLES[reading].plus}|{POLES[reading].minus})$"
             for start, end, _ in own:
                 piece = units[2 * start : 2 * end].decode("utf-16-le").replace("’", "'")

@@ -344,10 +344,10 @@ function marked(text, marks) {
     for (const [start, end, what] of marks) {
       if (start > from || end < to) continue;
       const [reading, pole] = [what.slice(0, -1), what.slice(-1)];
-      const sense = READINGS[reading][pole === "+" ? 1 : -1];
+      const sense = pole === "?" ? "denied or doubted" : READINGS[reading][pole === "+" ? 1 : -1];
       piece = make("mark", {
         class: reading, title: `${reading.replace("_", " ")}: ${sense}`,
-        "data-sign": end === to ? LETTERS[reading] + (pole === "+" ? "+" : "−") : null,
+        "data-sign": end === to ? LETTERS[reading] + pole.replace("-", "−") : null,
       }, piece);
     }
     pieces.push(piece);
