@@ -65,7 +65,8 @@ def say() -> None:
 
     def written(frame: pl.DataFrame, path: Path, fingerprint: str) -> None:
         raw = pl.Series([said(row) for row in frame.to_dicts()])
-        write(frame.with_columns(raw=raw, finish=pl.lit("stop")), path, fingerprint)
+        drawn = {"tokens": raw.str.split(" ").list.len(), "token_ids": pl.lit(None, frame.schema["token_ids"])}
+        write(frame.with_columns(raw=raw, finish=pl.lit("stop"), **drawn), path, fingerprint)
 
     artifacts.write_parquet = written
     for name in [name for name in ours() if name.startswith("perfmis.tinyworld")]:
