@@ -31,7 +31,7 @@ class Reach:
         transposed: Whether the linear layers hold their weights as (in, out).
         reached: Weights that LoRA is put on.
         left: Weights of the blocks that it is not put on, by kind.
-        experts: Weights among these that ``lora.experts: true`` would reach.
+        experts: Weights of fused experts, whether reached or not.
     """
 
     modules: tuple[str, ...]
@@ -44,7 +44,12 @@ class Reach:
     @property
     def share(self) -> float:
         """Share of the blocks' weights that is reached."""
-        return self.reached / (self.reached + sum(self.left.values()))
+        return self.reached / self.total
+
+    @property
+    def total(self) -> int:
+        """Weights of the blocks."""
+        return self.reached + sum(self.left.values())
 
     @property
     def fused(self) -> bool:
@@ -53,8 +58,7 @@ class Reach:
 
     def __str__(self) -> str:
         """Say the share, and what most of the rest is."""
-        total = self.reached + sum(self.left.values())
-        most = [f"{kind} {count / total:.1%}" for kind, count in Counter(self.left).most_common(SHOWN)]
+        most = [f"{kind} {count / self.total:.1%}" for kind, count in Counter(self.left).most_common(SHOWN)]
         return f"LoRA reaches {self.share:.1%} of the blocks' weights" + (f", not {', '.join(most)}" if most else "")
 
 
@@ -130,9 +134,10 @@ _measured: dict[tuple[type, str, bool], Reach] = {}  # a round asks several time
 def _measure(bare: Any, experts: bool) -> Reach:
     from transformers.pytorch_utils import Conv1D
 
-    modules, parameters, transposed, reached, passed = [], [], False, 0, 0
+    modules, parameters, transposed, reached, stacked = [], [], False, 0, 0
     left: Counter[str] = Counter()
     for name, module, own, weight in _owners(bare):
+        stacked += weight.numel() * _fused(module, weight)
         parent, _, last = name.rpartition(".")
         if _linear(module) and own == "weight" and not _bypassed(last, bare.get_submodule(parent)):
             modules.append(name)
@@ -141,11 +146,10 @@ def _measure(bare: Any, experts: bool) -> Reach:
             parameters.append(f"{name}.{own}")
         else:
             left[_kind(name, own)] += weight.numel()
-            passed += weight.numel() * _fused(module, weight)
             continue
         reached += weight.numel()
     modules, renamed = _kept(bare, modules, parameters)
-    return Reach(tuple(modules), tuple(parameters + renamed), transposed, reached, dict(left), passed)
+    return Reach(tuple(modules), tuple(parameters + renamed), transposed, reached, dict(left), stacked)
 
 
 def _kind(name: str, own: str) -> str:
@@ -200,7 +204,7 @@ def refuse(found: Reach, lora: dict[str, Any], key: str) -> None:
             f"know none; set it to 0{', or experts: false' if lora['experts'] else ''}"
         )
     if found.share < lora["reach"]:
-        more = ", or experts: true to reach the experts" if found.experts else ""
+        more = ", or experts: true to reach the experts" if found.experts and not found.fused else ""
         raise UserError(
             f"{key}.reach: {found}, and {lora['reach']:.0%} is asked for; set it to {_below(found.share)} to accept "
             f"that{more}"

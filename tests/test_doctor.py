@@ -490,6 +490,10 @@ def test_a_broken_configuration_says_nothing(tmp_path: Path) -> None:
             "mixtral", "organisms: {sdf: {lora: {experts: false}}}", "FAIL", "organisms.sdf.lora.reach",
             "models.m: LoRA reaches 14.2% of the blocks' weights, not mlp.experts.gate_up_proj",
         ),
+        (
+            "mixtral", "organisms: {sdf: {frozen: 4bit}}", "warning", "organisms.sdf.frozen",
+            "4bit leaves fused experts, 85% of the blocks' weights, in bf16",
+        ),
         ("mixtral", "arms: {sdf: {lora: {dropout: 0.1}}}", "FAIL", "arms.sdf.lora.dropout", "set it to 0"),
         ("mixtral", "arms: {mode: merge}", "FAIL", "arms.mode", "models.m: merge knows no weights such as"),
         ("gemma3", "arms: {mode: merge}", "FAIL", "arms.mode", "models.m: merge finds no weight"),

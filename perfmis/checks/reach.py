@@ -48,6 +48,10 @@ def _of_model(study: Study, key: str, where: Path) -> list[Finding]:
             findings.append(Finding("FAIL", about, f"{key}: {text}"))
             continue
         findings.append(Finding("ok", key, f"{name}: {found}"))
+        if sdf.frozen == "4bit" and found.experts:
+            share = f"{found.experts / found.total:.0%} of the blocks' weights"
+            text = f"{key}: 4bit leaves fused experts, {share}, in {sdf.precision}; plan the memory for them"
+            findings.append(Finding("warning", f"{name}.sdf.frozen", text))
         if found.fused and study.evaluation.engine == "vllm":
             findings.append(Finding("warning", key, f"{name}: {UNTRIED}"))
     return findings
