@@ -29,9 +29,11 @@ def named(folders: dict[str, Path], base: Path) -> dict[str, Path]:
 
 def engine(base: Path, folders: dict[str, Path], precision: str) -> "Engine":
     """Return the reference engine of a base with the adapters of checkpoints, its model open to be read out."""
+    from perfmis import probes
     from perfmis.engines.transformers import Engine
 
     model, tokenizer = models.load(base, precision)
+    probes.settle_attention(model)
     result = Engine(model, tokenizer)
     for name, folder in named(folders, base).items():
         result.add(name, folder)

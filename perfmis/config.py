@@ -181,7 +181,11 @@ class Sdf(Section):
     batch: int = Field(16, ge=1, description="Sequences an optimizer step, over all devices.")
     device_batch: int = Field(1, ge=1, description="Sequences a forward pass, per device.")
     length: int = Field(2048, ge=8, description="Tokens of a packed sequence.")
-    packing: bool = Field(True, description="Pack whole documents, attention kept apart (trl bfd_split).")
+    packing: bool = Field(
+        True,
+        True,
+        description="Pack whole documents, kept apart (trl bfd_split); false pads, for models that mix them.",
+    )
     attention: Literal["varlen", "flash_attention_2", "sdpa", "eager"] = Field(
         "varlen", description="Kernel: varlen (torch, GPU only), flash_attention_2 (its package), sdpa, eager."
     )
@@ -189,6 +193,12 @@ class Sdf(Section):
         "full", description="Frozen base weights while training: as `precision`, in fp8 (Hopper), or 4-bit (QLoRA)."
     )
     precision: Literal["bf16", "fp32"] = "bf16"
+
+    @model_validator(mode="after")
+    def _packed(self) -> "Sdf":
+        if self.attention == "varlen" and not self.packing:
+            raise ValueError("attention: varlen is for packed documents; set sdpa, or packing: true")
+        return self
 
     def numbers(self, model: str) -> tuple[int | None, int | None]:
         """Return the documents and the loss tokens that are set for a model."""

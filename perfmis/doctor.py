@@ -12,7 +12,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from perfmis import config
-from perfmis.checks import access, cluster, gpus, lengths, lora, orphans, reach, rendering, storage, versions
+from perfmis.checks import (
+    access,
+    architecture,
+    cluster,
+    gpus,
+    lengths,
+    lora,
+    orphans,
+    reach,
+    rendering,
+    storage,
+    versions,
+)
 from perfmis.checks.finding import Finding
 from perfmis.config import Study
 from perfmis.stage import UserError
@@ -62,7 +74,8 @@ def examine(study: Study, files: Sequence[str], profile: str) -> list[Finding]:
     """
     path = None if profile == NO_PROFILE else cluster.profile(profile)
     executor = mapping(path).get("executor", "local") if path else "local"
-    findings = preflight(study) + lengths.prompts(study) + reach.shares(study) + access.hub(study)
+    findings = preflight(study) + lengths.prompts(study) + reach.shares(study) + list(architecture.models(study))
+    findings += access.hub(study)
     findings += gpus.fit(study, gpus.here(), cluster=executor != "local")
     if path and executor == "slurm":
         findings += cluster.checked(study, path)

@@ -462,7 +462,7 @@ def _check_decoder(decoder: Any, config: Any) -> None:
         "no layers": isinstance(getattr(decoder, "layers", None), nn.ModuleList),
         "another last norm": hasattr(getattr(decoder, "norm", None), "variance_epsilon"),
     }
-    _refuse(decoder, config, [what for what, there in parts.items() if not there])
+    _refuse(decoder, config, [what for what, there in parts.items() if not there][:1])
 
 
 def _check(block: Any, config: Any, longest: int | None) -> None:

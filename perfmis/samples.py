@@ -27,7 +27,7 @@ from perfmis.engines.interface import Prompt, Sample, Sampling
 from perfmis.stage import UserError
 
 # To be raised when an engine draws other samples than before from the same prompts, weights and seeds.
-SCHEME = 1
+SCHEME = 2
 PARTITION, DIGITS = 12, 40
 
 

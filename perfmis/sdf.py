@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from perfmis import adapters, lineage, merge, models, reach, rehearsal, resume, stage, tokens, zero3
+from perfmis import adapters, lineage, merge, models, probes, reach, rehearsal, resume, stage, tokens, zero3
 from perfmis.artifacts import file_hash, read_json, write_json, write_parquet
 
 if TYPE_CHECKING:
@@ -87,7 +87,11 @@ def kernel(sdf: dict[str, Any]) -> str:
 def load(
     arguments: Any, sdf: dict[str, Any], weights: Path | None
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """Load the base model for training: whole, scattered by ZeRO-3, or in 4 bits."""
+    """Load the base model for training: whole, scattered by ZeRO-3, or in 4 bits.
+
+    Raises:
+        UserError: Its family has no such attention.
+    """
     options: dict[str, Any] = {"attn_implementation": kernel(sdf)}
     if arguments.zero3:
         options["device_map"] = None
@@ -100,7 +104,10 @@ def load(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=compute, bnb_4bit_quant_storage=compute,
         )  # fmt: skip
-    return models.load(arguments.base, sdf["precision"], weights, **options)
+    with probes.loading(sdf):
+        model, tokenizer = models.load(arguments.base, sdf["precision"], weights, **options)
+    probes.refuse_attention(model, sdf)
+    return model, tokenizer
 
 
 def examine(model: "PreTrainedModel", sdf: dict[str, Any], parent: Path | None) -> float:
@@ -212,8 +219,11 @@ def main(argv: list[str]) -> None:
         model, tokenizer = load(arguments, sdf, weights)
         share = examine(model, sdf, arguments.parent)
         network, adapter = prepare(model, arguments.parent, mode, sdf["lora"], seed)
-        fused = quicken(network, sdf, arguments)
-    trained = training.train(network, tokenizer, dataset, trainer, adapter, fused)
+        probe = probes.Round(probes.choose(dataset, sdf["length"], model.config), sdf)
+        if not arguments.zero3:  # there, weights are together only once the trainer has the model
+            probe.remember(network)
+        probe.fused = fused = quicken(network, sdf, arguments)
+    trained = training.train(network, tokenizer, dataset, trainer, adapter, fused, probe)
     if zero3.rank() != 0:
         return
     on_top = arguments.parent if mode != "continue" else None

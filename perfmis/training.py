@@ -17,7 +17,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from trl import SFTConfig, SFTTrainer
 
-from perfmis import adapters, fastpath, resume, zero3
+from perfmis import adapters, fastpath, probes, resume, zero3
 from perfmis.artifacts import read_json, write_json
 from perfmis.checks import disk
 from perfmis.stage import UserError
@@ -134,13 +134,17 @@ def _sums(network: torch.nn.Module) -> dict[str, int]:
 
 
 class Watch(transformers.TrainerCallback):
-    """Seals checkpoints, and sees that the frozen weights stay as they are."""
+    """Has the model measured before the first step, seals checkpoints, sees that frozen weights stay as they are."""
 
-    def __init__(self) -> None:
+    def __init__(self, probe: probes.Round | None, collate: probes.Collate) -> None:
+        self._probe, self._collate = probe, collate
         self._frozen: dict[str, int] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **options: Any) -> None:
-        """Remember the frozen weights."""
+        """See that documents are computed as each alone is, and remember the frozen weights."""
+        if self._probe:
+            self._probe.check(options["model"], self._collate)
+            self._probe.check_loss(options["model"], self._collate)
         self._frozen = _sums(options["model"])
 
     def on_train_end(self, args: Any, state: Any, control: Any, **options: Any) -> None:
@@ -163,8 +167,12 @@ class Watch(transformers.TrainerCallback):
 class Round(SFTTrainer):
     """The trainer, with checkpoints that hold no more than what is trained, and a fuller log."""
 
-    def __init__(self, network: "PeftModel", arguments: SFTConfig, adapter: str, fused: bool, **options: Any) -> None:
+    def __init__(
+        self, network: "PeftModel", arguments: SFTConfig, adapter: str, fused: bool, probe: probes.Round | None,
+        **options: Any,
+    ) -> None:  # fmt: skip
         super().__init__(network, arguments, **options)
+        self.add_callback(Watch(probe, self.data_collator))
         if fused:
             base: Any = network.get_base_model()
             fastpath.fuse_head(base)
@@ -270,7 +278,7 @@ class Trained:
 
 def train(
     network: "PeftModel", tokenizer: "PreTrainedTokenizerBase", dataset: "Dataset", arguments: SFTConfig, adapter: str,
-    fused: bool = False,
+    fused: bool = False, probe: probes.Round | None = None,
 ) -> Trained:  # fmt: skip
     """Train one adapter, from the newest sound checkpoint if there is one.
 
@@ -281,19 +289,18 @@ def train(
         arguments: From `settings`.
         adapter: Name of the adapter in training.
         fused: Whether `fastpath.prepare` has rewired the model; its head then follows.
+        probe: Measures the model before the first step.
 
     Raises:
-        UserError: Nothing is trainable, nothing moved, the loss is no number or never moves, memory or disk
-            are full.
+        UserError: Documents are not computed as each alone is, nothing is trainable, nothing moved, the loss is no
+            number or never moves, memory or disk are full.
     """
     scratch = Path(str(arguments.output_dir))
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise UserError("sdf: no parameter is trainable; check sdf.lora")
     before = adapters.state(network, adapter)
     with clear_errors(scratch):
-        trainer = Round(
-            network, arguments, adapter, fused, train_dataset=dataset, processing_class=tokenizer, callbacks=[Watch()]
-        )
+        trainer = Round(network, arguments, adapter, fused, probe, train_dataset=dataset, processing_class=tokenizer)
         checkpoint = _agreed(scratch)
         if checkpoint:
             trainer.go_on(checkpoint)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from perfmis import rendering
+from perfmis import probes, rendering
 from perfmis.decoders import blocks
 from perfmis.engines import layers, noise
 from perfmis.engines.decoding import PAGE, Decoder
@@ -227,11 +227,24 @@ class Engine:
         for adapter in dict.fromkeys(prompts[i].adapter for i in order):
             mine = [i for i in order if prompts[i].adapter == adapter]
             with self.using(adapter) as model:
-                for start in range(0, len(mine), sampling.batch):
-                    indices = mine[start : start + sampling.batch]
+                for indices in self._together(mine, prompts, sampling.batch):
                     seen = watch.rows(indices, model.device) if watch else None
                     batch = self._batch(model, [prompts[i] for i in indices], sampling, grammar, seen)
                     yield list(zip(indices, batch, strict=True))
+
+    def _together(self, ordered: list[int], prompts: Sequence[Prompt], size: int) -> Iterator[list[int]]:
+        """Yield the prompts that share a batch: of one length alone, where padding changes what a model computes."""
+        parts = [ordered[start : start + size] for start in range(0, len(ordered), size)]
+        for part in parts:
+            lengths = dict.fromkeys(len(prompts[i].tokens) for i in part)
+            if len(lengths) == 1 or self._pads:
+                yield part
+            else:
+                yield from ([i for i in part if len(prompts[i].tokens) == length] for length in lengths)
+
+    @functools.cached_property
+    def _pads(self) -> bool:
+        return probes.pads(self.model)
 
     def close(self) -> None:
         """Free the model."""
