@@ -1,7 +1,7 @@
 """Stage `story`: the first page of the report, written from the tables.
 
     python -m perfmis story --settings JSON --fingerprint HEX --screen screen.parquet --gaps gaps.parquet
-        --profiles profiles.parquet [--calibration calibration.parquet] --output story.rst
+        --profiles profiles.parquet [--prompted calibration.parquet] --output story.rst
 
 Says what was planted (where it is known), what was read and how sure that is; every number is taken from the
 tables. Settings: those of the tables.
@@ -198,7 +198,7 @@ def main(argv: list[str]) -> None:
     parser = stage.parser(__doc__ or "")
     for name in ("screen", "gaps", "profiles"):
         parser.add_argument(f"--{name}", type=Path, required=True, help=f"table {name}")
-    parser.add_argument("--calibration", type=Path, help="table calibration, for its warnings")
+    parser.add_argument("--prompted", type=Path, help="table calibration, for its warnings")
     parser.add_argument("--output", type=Path, required=True, help="story.rst")
     arguments = parser.parse_args(argv)
     job = stage.job(arguments)
@@ -206,6 +206,6 @@ def main(argv: list[str]) -> None:
         present(read_parquet([path], job.upstream)) for path in (arguments.screen, arguments.gaps, arguments.profiles)
     )
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    calibration = present(read_parquet([arguments.calibration], job.upstream)) if arguments.calibration else None
+    calibration = present(read_parquet([arguments.prompted], job.upstream)) if arguments.prompted else None
     text = story(screen, gaps, profiles, job.settings, calibration)
     arguments.output.write_text(text + carried.comment(arguments.output, job.fingerprint))

@@ -234,5 +234,5 @@ rule story:
         **stage(stages.story),
     shell:
         "python -m perfmis story --settings {params.settings:q} --fingerprint {params.fingerprint}"
-        " --screen {input.screen} --gaps {input.gaps} --profiles {input.profiles} --calibration {input.calibration}"
+        " --screen {input.screen} --gaps {input.gaps} --profiles {input.profiles} --prompted {input.calibration}"
         " --output {output} > {log} 2>&1"
