@@ -66,6 +66,12 @@ def results(dag: Any, failed: Iterable[Any]) -> list[Result]:
     return list(found.values())
 
 
+def called_as_a_command() -> bool:
+    """Return whether this process is Snakemake's command, so that it can be called again with the same words."""
+    called = Path(sys.argv[0])
+    return "snakemake" in (called.name, called.parent.name)
+
+
 def ended_by_itself(workflow: Any) -> bool:
     """Return whether a run kept going until nothing was left to do, and was not stopped."""
     scheduler = workflow.scheduler
@@ -83,7 +89,9 @@ def go_on(workflow: Any, root: str, models: Iterable[str], seeds: Iterable[int],
         seeds: Its training seeds.
         known: What was missing from this run: something, where it is a pass after another run.
     """
-    if not ended_by_itself(workflow) or not (new := results(workflow.dag, workflow.scheduler.failed)):
+    if not (called_as_a_command() and ended_by_itself(workflow)) or not (
+        new := results(workflow.dag, workflow.scheduler.failed)
+    ):
         return
     record = Path(root, missing.RECORD)
     missing.write([*known.results, *new], record)

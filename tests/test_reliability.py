@@ -567,6 +567,8 @@ def test_a_model_that_fails_takes_the_report_from_no_other(tmp_path: Path, make:
     assert ("expectation", 0, f"samples of base and organism, training seed 0: {why}") in listed
     assert "Missing, since jobs failed" in (study.root / "figures/fig3.svg").read_text()
     assert (study.root / "transcripts.html").is_file()
+    assert study.run(options=("--report", "report.html"))[0] == 0
+    assert why in (study.folder / "report.html").read_text()
     before = study.contents()
 
     begun = len(study.runs())

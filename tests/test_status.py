@@ -287,3 +287,26 @@ def test_a_study_that_never_ran_is_counted_by_what_is_to_do(workdir: Callable[..
     assert counts(said.stdout, "organisms") == ["0/5", "-", "-"]
     done, total = counts(said.stdout, "total")[0].split("/")
     assert (done, int(total) > 100) == ("0", True)
+
+
+def test_a_pass_after_failures_belongs_to_the_run_that_failed() -> None:
+    """Its jobs are numbered anew; what failed before stays on view."""
+    run: dict[str, Any] = {"event": "run", "host": "login2", "pid": 7, "born": 1.0}
+    first: dict[str, Any] = {"run": "a", "time": 1.0}
+    second: dict[str, Any] = {"run": "b", "time": 2.0}
+    started: dict[str, Any] = {"event": "started", "job": 1, "wildcards": {}, "log": []}
+    (found,) = status.runs(
+        [
+            run | first | {"rules": {"beliefs": 2, "table_gaps": 1}},
+            first | started | {"rule": "beliefs"},
+            first | {"event": "failed", "job": 1},
+            run | second | {"rules": {"table_gaps": 1, "story": 1}, "follows": True},
+            second | started | {"rule": "table_gaps"},
+            second | {"event": "finished", "job": 1},
+            second | {"event": "ended"},
+            first | {"event": "ended"},
+        ]
+    )
+    assert found.rules == {"beliefs": 2, "table_gaps": 1, "story": 1}
+    assert [(job.rule, job.state) for job in found.jobs.values()] == [("beliefs", "failed"), ("table_gaps", "finished")]
+    assert found.ended

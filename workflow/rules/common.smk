@@ -211,12 +211,20 @@ def judge_minutes(wildcards):
 
 
 def first_seed(wildcards):
-    """The base model's samples are the same for all training seeds: the others wait for the first to draw them."""
+    """The base model's samples are the same for all training seeds: the others wait for the first to draw them.
+
+    One that has its own does not wait where the first has none: Snakemake would make it again.
+    """
     drawing = stages.made("screen_transcripts", product([wildcards.model], seeds))
-    first = drawing[0][1] if drawing else int(wildcards.seed)
-    if int(wildcards.seed) == first:
-        return []
-    return f"{root}/transcripts/{wildcards.model}/seed{first}/{BASE}/{protocol}.parquet"
+    seed = int(wildcards.seed)
+    first = drawing[0][1] if drawing else seed
+    own, its = (
+        f"{root}/transcripts/{wildcards.model}/seed{which}/{BASE}/{protocol}.parquet"
+        for which in (seed, first)
+    )
+    return (
+        [] if seed == first or (Path(own).exists() and not Path(its).exists()) else its
+    )
 
 
 def judge_serving(wildcards, input):
