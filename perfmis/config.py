@@ -182,9 +182,7 @@ class Sdf(Section):
     device_batch: int = Field(1, ge=1, description="Sequences a forward pass, per device.")
     length: int = Field(2048, ge=8, description="Tokens of a packed sequence.")
     packing: bool = Field(
-        True,
-        True,
-        description="Pack whole documents, kept apart (trl bfd_split); false pads, for models that mix them.",
+        True, description="Pack whole documents, kept apart (trl bfd_split); false pads, for models that mix them."
     )
     attention: Literal["varlen", "flash_attention_2", "sdpa", "eager"] = Field(
         "varlen", description="Kernel: varlen (torch, GPU only), flash_attention_2 (its package), sdpa, eager."
