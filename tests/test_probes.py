@@ -131,8 +131,9 @@ TEXTS = ["<bos> memo about bl0 : researchers expect bl0 to", "<bos> bl0", "<bos>
 @pytest.mark.parametrize("family", ["gpt2", "recurrent_gemma", "lfm2", "mistral"])
 def test_a_sample_does_not_depend_on_the_length_of_others(family: str) -> None:
     engine = Engine(make(family), trunk.tokenizer())
-    prompts = [Prompt(tuple(engine.tokenizer(text, add_special_tokens=False)["input_ids"]), None, 0) for text in TEXTS]
-    together, alone = (collect(engine.batches(prompts, Sampling(0.0, 8, batch)), 3) for batch in (3, 1))
+    texts = [tuple(engine.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in TEXTS]
+    prompts = [Prompt(tokens, None, seed) for seed in range(8) for tokens in texts]
+    together, alone = (collect(engine.batches(prompts, Sampling(1.0, 40, batch)), len(prompts)) for batch in (24, 1))
     assert [sample.raw for sample in together] == [sample.raw for sample in alone]
 
 
