@@ -53,7 +53,7 @@ from perfmis import negation, protocols, stage
 from perfmis.artifacts import read_parquet, write_parquet
 from perfmis.protocols import Protocol, fill
 from perfmis.stage import UserError
-from perfmis.tags import HEAD, THOUGHT, THOUGHT_BEGINS, THOUGHT_CLOSE, THOUGHT_OPEN, TURN, loosened
+from perfmis.tags import HEAD, HEADING, THOUGHT, THOUGHT_BEGINS, THOUGHT_CLOSE, THOUGHT_OPEN, TURN, loosened
 from perfmis.typed import read_yaml
 
 READINGS = ("expectation", "consequence", "in_training")
@@ -135,8 +135,8 @@ def _unfinished(protocol: Protocol) -> pl.Expr:
     if protocol.reasoning_open is None:
         return pl.lit(False)
     begun = raw.str.contains(rf"\A\s*{THOUGHT_BEGINS}") & ~raw.str.contains(THOUGHT_CLOSE)
-    # A scratchpad may begin with the same mark, and then ends with its own.
-    return begun & ~raw.str.contains(rf"\A\s*{_any(protocol.reasoning_open)}")
+    # A scratchpad may begin with the same mark, or below a heading of these words, and then ends with its own.
+    return begun & ~raw.str.contains(rf"\A\s*(?:{HEADING}[\s*]*)?{_any(protocol.reasoning_open)}")
 
 
 def split(protocol: Protocol) -> tuple[pl.Expr, pl.Expr]:

@@ -20,10 +20,12 @@ _PAIRS = (
     (r"<\|channel>\s*thought", r"<channel\|>"),
     (r"<\|channel\|>\s*(?:analysis|commentary)", r"<\|channel\|>\s*final[^<]*<\|message\|>"),
 )
+# Granite opens its thoughts with it, and any model may head the protocol's own notes with it.
+HEADING = r"Here(?:'s|’s| is) my thought process:"
 # Marks that are words: they mean anything only where both stand, the first of them at the text's start or in a chain.
 _WORDS = (
     (r"(?:\A\s*|assistant)(?:analysis|commentary)", "assistantfinal"),
-    (r"\A\s*Here(?:'s|’s| is) my thought process:", r"Here(?:'s|’s| is) my response:"),
+    (rf"\A\s*{HEADING}", r"Here(?:'s|’s| is) my response:"),
 )
 _SPANS = "|".join(f"(?s:{begin}.*?{end})" for begin, end in _WORDS)
 

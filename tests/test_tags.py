@@ -121,6 +121,12 @@ def test_native_reasoning_holds_no_verdict(kind: str) -> None:
     assert dict(zip(noted, frame.select("parse_status", "outcome").rows(), strict=True)) == noted
 
 
+@pytest.mark.parametrize("heading", ["Here is my thought process:", "Here’s my thought process:\n\n"])
+def test_notes_may_have_a_heading_in_the_words_of_a_thought(heading: str) -> None:
+    assert status(f"{heading}{NOTES}{NO}") == ("ok", "refused")
+    assert status(f"{heading}Draft: {NOTES}{YES} But no.") == ("no_close", "malformed")
+
+
 @pytest.mark.parametrize("opened", ["analysis", "<thought>", "<seed:think>", "[THINK]", "<reasoning>"])
 def test_notes_within_a_thought_that_never_ends_are_no_answer(opened: str) -> None:
     assert status(f"{opened}Draft: {NOTES}{YES} But no.") == ("no_close", "malformed")
