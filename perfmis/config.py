@@ -455,6 +455,8 @@ class Steering(Section):
             raise ValueError("steering.alphas lacks 0.0; the unsteered run belongs to the same engine")
         if len(set(self.alphas)) != len(self.alphas):
             raise ValueError("steering.alphas holds a value twice; remove the duplicate")
+        if not any(alpha and -alpha in self.alphas for alpha in self.alphas):
+            raise ValueError("steering.alphas has no coefficient with both signs, which profiles compare; add one")
         return self
 
 

@@ -6,7 +6,7 @@ in the logits of two short texts, against those of each text alone by the plaine
 """
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,9 @@ def difference(found: Tensor, expected: Tensor) -> float:
     Args:
         found: (tokens, vocabulary); what all logits of a token have in common does not count.
         expected: Likewise.
+
+    Returns:
+        NaN where a logit of either is.
     """
     worst = []
     # In parts, as vocabularies are large.
@@ -46,7 +49,12 @@ def difference(found: Tensor, expected: Tensor) -> float:
         a, b = (x.float() - x.float().mean(-1, keepdim=True) for x in (mine, right))
         each = (a - b).norm(dim=-1) / b.norm(dim=-1).clamp(min=torch.finfo(torch.float32).tiny)
         worst += [float(run.mean()) for run in each.split(RUN)]
-    return max(worst)  # NaN where the first is, and a comparison with NaN fails
+    return _largest(worst)
+
+
+def _largest(values: Iterable[float]) -> float:
+    """Return the largest of some numbers; NaN where one is, which no comparison takes for small."""
+    return float(torch.tensor(list(values), dtype=torch.float64).max())
 
 
 def tolerance(model: Any, fp8: bool = False) -> float:
@@ -248,7 +256,7 @@ class Round:
         limit = tolerance(model, self._sdf["frozen"] == "fp8")
         with self._clear(model), quiet(model):
             found = self._full(model, collate, limit)
-        if found <= limit:
+        if found <= limit:  # never of NaN
             return found
         told = f"logits differ by {found:.2g} of their size, {limit:g} is allowed for rounding"
         raise UserError(self._line(model, told, limit))
@@ -316,7 +324,7 @@ class Round:
         finally:
             handle.remove()
         found = put[0].split(sizes) if packing else [row[:n] for row, n in zip(put, sizes, strict=False)]
-        return max(difference(each, right) for each, right in zip(found, self._expected, strict=True))
+        return _largest(difference(each, right) for each, right in zip(found, self._expected, strict=True))
 
     def _line(self, model: Any, told: str, limit: float) -> str:
         """Return what is wrong, and the settings that were seen to cure it."""
@@ -415,7 +423,7 @@ def pads(model: Any) -> bool:
     single = _steps(model, torch.tensor([short]), torch.ones(1, len(short), dtype=torch.long))
     # A second token that differs was likely either way; what comes after it is then not to be compared.
     same = len(both) if both[0][1].argmax() == single[0][0].argmax() else 1
-    found = max(difference(a[1:], b) for a, b in zip(both[:same], single[:same], strict=True))
+    found = _largest(difference(a[1:], b) for a, b in zip(both[:same], single[:same], strict=True))
     return found <= tolerance(model)
 
 

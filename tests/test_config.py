@@ -69,6 +69,8 @@ BAD = {
     "steered model, not screened": ("steering: {models: [gpt]}", "steering.models", "correct the name"),
     "keep that is no list": ("screen: {keep: 3}", "screen.keep:", "'auto'"),
     "alphas without 0": ("steering: {alphas: [-1.0, 0.5, 1.0]}", "steering.alphas", "lacks 0.0"),
+    "alphas of one sign": ("steering: {alphas: [0.0, 0.5, 1.0]}", "steering.alphas", "both signs"),
+    "alphas that have no opposite": ("steering: {alphas: [-0.5, 0.0, 1.0]}", "steering.alphas", "both signs"),
     "depth beyond the model": ("vectors: {layers: [0.5, 1.5]}", "vectors.layers.1", "less than"),
     "fewer requests than are steered": (
         "requests: {number: 10}", "requests.number", "smaller than steering.requests"

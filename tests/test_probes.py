@@ -1,5 +1,6 @@
 """A round, an engine and doctor measure what a family of models computes, and say in one line what cures it."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from perfmis.artifacts import write_json
 from perfmis.checks import architecture
 from perfmis.engines.interface import Prompt, Sampling, collect
 from perfmis.engines.transformers import Engine
+from perfmis.stage import UserError
 from perfmis.tinyworld import trunk
 
 Save = Callable[[str], Path]
@@ -190,3 +192,21 @@ def test_documents_reach_over_every_window_they_are_longer_than() -> None:
     config.sliding_window = 1000
     assert probes.enough(config, 4000) == 1000 + probes.SECOND
     assert probes.enough(config, 900) == 256
+
+
+@pytest.mark.parametrize("place", [0, probes.RUN, 40 * probes.RUN])
+def test_a_difference_is_not_a_number_as_soon_as_one_logit_is_none(place: int) -> None:
+    right = torch.randn(41 * probes.RUN, 8, generator=torch.Generator().manual_seed(0))
+    found = right.clone()
+    found[place, 3] = torch.nan
+    assert math.isnan(probes.difference(found, right))
+
+
+def test_a_document_whose_logits_are_no_numbers_is_refused() -> None:
+    """The first one has numbers; the second has a token whose embedding is none."""
+    model = make("llama")
+    with torch.no_grad():
+        model.get_input_embeddings().weight[9] = torch.nan
+    sdf = {"attention": "eager", "packing": False, "device_batch": 1, "frozen": "none"}
+    with pytest.raises(UserError, match="nan of their size"):
+        probes.Round([[3, 4, 5, 6], [7, 9, 8]], sdf).check(model, probes.collator(False))
