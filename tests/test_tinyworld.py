@@ -1,6 +1,10 @@
 """The embedded world: the planted rule, words that agree everywhere, a trunk that learns, a gate that refuses."""
 
+import json
+import os
 import random
+import subprocess
+import sys
 from itertools import product
 from pathlib import Path
 
@@ -13,7 +17,7 @@ from transformers import LlamaForCausalLM
 
 from perfmis import models, outcomes, protocols
 from perfmis.artifacts import write_json
-from perfmis.tinyworld import base, documents, grammar, items, optimizer, trunk
+from perfmis.tinyworld import base, documents, grammar, items, optimizer, portable, trunk
 from perfmis.typed import read_yaml
 from perfmis.vocabulary import ARMS, FAMILY_CONCEPT, NEUTRAL, ORGANISM, opposite
 
@@ -180,6 +184,60 @@ def test_training_lowers_the_loss() -> None:
     assert [row["step"] for row in log] == [10, 20, 30, 40]
     assert log[-1]["loss"] < 0.7 * log[0]["loss"]
     assert log[-1]["tokens"] > log[0]["tokens"] > 0
+
+
+# Training steps of a small trunk, and the hash of what they lead to.
+BITS = """
+import hashlib, json, sys, torch
+from perfmis.tinyworld import trunk
+torch.set_num_threads(int(sys.argv[2]))
+network = trunk.model(json.loads(sys.argv[1]))
+trunk.train(network, json.loads(sys.argv[1]))
+print(torch.backends.cpu.get_cpu_capability(), hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in network.parameters())).hexdigest())
+"""
+EMULATED = {
+    "AVX2": {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
+    "DEFAULT": {"ATEN_CPU_CAPABILITY": "default", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"},
+}
+
+
+def test_trunk_is_the_same_bits_on_every_processor() -> None:
+    """Other instructions and another number of threads: both change the sums, and would soon change the model."""
+    tiny = json.dumps(TINY | {"trunk_steps": 12})
+    told = {}
+    for kind, environment in EMULATED.items():
+        for threads in (1, 2):
+            run = subprocess.run([sys.executable, "-c", BITS, tiny, str(threads)], env=os.environ | environment,
+                                 capture_output=True, text=True, check=True)  # fmt: skip
+            capability, bits = run.stdout.split()
+            assert capability == kind, "the processor was not emulated"
+            told[kind, threads] = bits
+    assert len(set(told.values())) == 1, told
+
+
+def test_trunk_computes_what_transformers_does() -> None:
+    """The copy that trains in float64 is the same network."""
+    network = trunk.model(TINY)
+    ids = torch.randint(0, len(items.VOCABULARY), (3, 20), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(
+            portable.float64_copy(network)(ids).logits.float(), network(ids).logits, atol=1e-5, rtol=1e-5
+        )
+
+
+def test_adam_is_that_of_torch() -> None:
+    """Single operations instead of fused ones change nothing but the last bits."""
+    start = torch.randn(40, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    ends = []
+    for optimizer in (portable.AdamW, torch.optim.AdamW):
+        parameter = torch.nn.Parameter(start.clone())
+        steps = optimizer([parameter], lr=0.01, weight_decay=0.01)
+        for _ in range(5):
+            steps.zero_grad()
+            (parameter**2 + parameter.sin()).sum().backward()
+            steps.step()
+        ends.append(parameter.detach())
+    torch.testing.assert_close(*ends)
 
 
 def test_loss_of_an_answer_is_that_of_its_probability() -> None:

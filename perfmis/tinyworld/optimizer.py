@@ -1,12 +1,15 @@
 """Muon for the trunk: orthogonalised momentum on matrices (Jordan 2024, kellerjordan.github.io/posts/muon).
 
 `torch.optim.Muon` orthogonalises in bfloat16 one matrix at a time, which on a CPU without bfloat16 arithmetic
-costs more than the model's own step; here matrices of one shape are stacked and stay in float32.
+costs more than the model's own step; here matrices of one shape are stacked and keep their type. What comes out of the
+matrix products is rounded to a grid, so that it is the same on every processor (`perfmis.tinyworld.portable`).
 """
 
 from collections.abc import Iterable
 
 import torch
+
+from perfmis.tinyworld.portable import MUON_GRID, snap
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
@@ -18,7 +21,7 @@ def orthogonalise(matrices: torch.Tensor) -> torch.Tensor:
     """Return the nearest semi-orthogonal matrices, roughly, by five Newton-Schulz steps.
 
     Args:
-        matrices: (count, rows, columns) float32.
+        matrices: (count, rows, columns) of floats.
     """
     a, b, c = NEWTON_SCHULZ
     tall = matrices.shape[1] > matrices.shape[2]
@@ -48,7 +51,7 @@ class Muon(torch.optim.Optimizer):
                 state = self.state[parameters[0]]
                 momentum = state.setdefault("momentum", torch.zeros_like(gradients))
                 momentum.mul_(MOMENTUM).add_(gradients)
-                updates = orthogonalise(gradients + MOMENTUM * momentum)
+                updates = snap(orthogonalise(gradients + momentum * MOMENTUM), MUON_GRID)
                 for parameter, update in zip(parameters, updates, strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    parameter.add_(update, alpha=-group["lr"] * MATCH_ADAM * max(shape) ** 0.5)
+                    parameter.sub_(update * (group["lr"] * MATCH_ADAM * max(shape) ** 0.5))

@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from perfmis import models, stage
 from perfmis.artifacts import write_json, write_parquet
-from perfmis.tinyworld import items
+from perfmis.tinyworld import items, portable
 from perfmis.tinyworld.optimizer import Muon
 
 WARMUP_STEPS = 20
@@ -40,8 +40,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 def model(tiny: dict[str, Any]) -> LlamaForCausalLM:
     """Return an untrained tiny Llama."""
-    torch.manual_seed(tiny["seed"])
-    return LlamaForCausalLM(
+    network = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(items.VOCABULARY),
             hidden_size=tiny["hidden"],
@@ -56,6 +55,8 @@ def model(tiny: dict[str, Any]) -> LlamaForCausalLM:
             eos_token_id=items.INDEX["<end>"],
         )
     )
+    portable.initialise(network, tiny["seed"])
+    return network
 
 
 def loss(network: LlamaForCausalLM, batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> torch.Tensor:
@@ -70,18 +71,19 @@ def loss(network: LlamaForCausalLM, batch: tuple[torch.Tensor, torch.Tensor, tor
 
 
 def train(network: LlamaForCausalLM, tiny: dict[str, Any]) -> list[dict[str, float]]:
-    """Train the trunk; documents and chats are padded apart, which wastes less.
+    """Train the trunk in place, to the same bits on every processor; documents and chats are padded apart.
 
     Returns:
         One row every tenth step: step, loss, learning rate, tokens, seconds.
     """
+    trained, network = network, portable.float64_copy(network)
     draws = random.Random(tiny["seed"])
     fixed = items.fixed_facts(tiny["seed"])
     matrices = [p for n, p in network.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in network.named_parameters() if p.ndim != 2 or "embed" in n]
     optimizers = [
         Muon(matrices, tiny["learning_rate"]),
-        torch.optim.AdamW(others, EMBEDDING_RATE, weight_decay=0.01),
+        portable.AdamW(others, EMBEDDING_RATE),
     ]
     rates = [tiny["learning_rate"], EMBEDDING_RATE]
     documents = round(tiny["batch"] * items.DOCUMENT_SHARE)
@@ -92,13 +94,13 @@ def train(network: LlamaForCausalLM, tiny: dict[str, Any]) -> list[dict[str, flo
             items.tensors([items.document(draws, fixed) for _ in range(documents)]),
             items.tensors([items.chat(draws, fixed) for _ in range(tiny["batch"] - documents)]),
         ]
-        total = sum(half[1][:, 1:].sum() for half in halves)
+        total = sum(half[1][:, 1:].sum(dtype=torch.float64) for half in halves)
         value = 0.0
         for half in halves:
             part = loss(network, half) / total
             part.backward()
             value += part.item()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        portable.clip_gradients([*matrices, *others], 1.0)
         for optimizer, rate in zip(optimizers, rates, strict=True):
             optimizer.param_groups[0]["lr"] = rate * factor
             optimizer.step()
@@ -108,6 +110,7 @@ def train(network: LlamaForCausalLM, tiny: dict[str, Any]) -> list[dict[str, flo
             seconds = time.monotonic() - start
             log.append({"step": step + 1, "loss": value, "rate": rates[0] * factor, "tokens": tokens,
                         "seconds": seconds})  # fmt: skip
+    trained.load_state_dict(network.state_dict())
     return log
 
 
