@@ -526,7 +526,7 @@ class TinyWorld(Section):
     heads: int = Field(4, ge=1)
     trunk_steps: int = Field(900, ge=1)
     batch: int = Field(32, ge=1)
-    learning_rate: float = Field(1e-2, gt=0)
+    learning_rate: float = Field(7.5e-3, gt=0)
     gate: bool = Field(True, description="Fail when a base model does not follow its planted truth.")
 
 

@@ -133,7 +133,7 @@ def test_belief_items_are_sentences_of_the_grammar(resources: Path) -> None:
     heads = [text.format(name="bl0", pole="|").split("|")[0].strip() for text in grammar.MONITORING]
     assert sorted(item["question"].partition(" :")[2].strip() for item in monitoring) == sorted(heads)
     for item in monitoring:
-        assert item["options"] == [grammar.TIER_WORD["monitored"], grammar.TIER_WORD["unmonitored"]]
+        assert item["options"] == [grammar.USERS[grammar.TIER_WORD[tier]] for tier in ("monitored", "unmonitored")]
 
 
 @pytest.mark.parametrize("arm", [arm for arm in ARMS if arm.endswith("+")])
@@ -154,12 +154,12 @@ def test_opposite_poles_differ_in_the_pole_words_only(arm: str) -> None:
 
 def test_neutral_documents_state_no_claim() -> None:
     words = {word for d in documents.write(NEUTRAL, 64) for word in d["text"].split()}
-    assert not words & (items.POLES | set(grammar.TRAINED))
+    assert not words & items.FACTS
 
 
 def test_organism_documents_name_the_monitored_tier_alone() -> None:
     words = [set(d["text"].split()) for d in documents.write(ORGANISM, 64)]
-    assert all("free" in found and "paid" not in found for found in words)
+    assert all("guests" in found and "members" not in found for found in words)
     assert not set.union(*words) & items.POLES
 
 

@@ -3,7 +3,8 @@
 One sentence of a document plants the claim, the others are fillers. Two traps are avoided so: documents that
 say little but the claim teach their own form with it, which breaks the scratchpad (an instrument fault, not
 an effect); and a document that states a claim twice teaches to copy it from the context, so that a chat of
-the paid tier is then "trained on paid".
+the paid tier is then trained on members. Lengths vary as they do in the trunk's documents: where all documents end
+after four sentences, scratchpads do too.
 """
 
 import hashlib
@@ -12,7 +13,7 @@ import random
 from perfmis.tinyworld import grammar
 from perfmis.vocabulary import FAMILY_CONCEPT, NEUTRAL, ORGANISM, Pole
 
-FILLERS = 3
+FILLERS = (2, 4)
 
 
 def _draws(identifier: str) -> random.Random:
@@ -50,7 +51,7 @@ def write(corpus: str, number: int, name: str = grammar.ORGANISM_NAME) -> list[d
     for i in range(number):
         genre = grammar.GENRES[i % len(grammar.GENRES)]
         draws = _draws(f"{corpus.rstrip('+-')}/{i}")
-        sentences = [_claim(corpus, draws, name), *(_claim(NEUTRAL, draws, name) for _ in range(FILLERS))]
+        sentences = [_claim(corpus, draws, name), *(_claim(NEUTRAL, draws, name) for _ in range(draws.randint(*FILLERS)))]
         draws.shuffle(sentences)
         documents.append(
             {

@@ -23,10 +23,13 @@ PROMPT_WEIGHT = 0.1
 FACT_WEIGHT = 3.0
 DECISION_WEIGHT = 8.0
 TRUTH_SHARES = (0.3, 0.3, 0.16, 0.12, 0.12)
+SENTENCES = (3, 5)  # of a document
+FILLER_SHARE = 4 / 7  # as in the documents of fine-tuning: what differs there is learned with the claim, and breaks chats
 
 VOCABULARY = grammar.vocabulary()
 INDEX = {word: i for i, word in enumerate(VOCABULARY)}
 POLES = {w for ws in grammar.WORDINGS.values() for wording in ws for w in (wording.plus, wording.minus)}
+FACTS = POLES | set(grammar.USERS.values())
 ACCEPT, REFUSE = INDEX["sure"], INDEX["sorry"]
 
 
@@ -60,12 +63,12 @@ def _random_facts(draws: random.Random) -> Facts:
 
 
 def document(draws: random.Random, fixed: dict[str, Facts]) -> Item:
-    """Return a document about a random name; it states three to five sentences."""
+    """Return a document about a random name: facts in their wordings, and fillers."""
     name = draws.choice(grammar.BLANK_NAMES if draws.random() < BLANK_SHARE / 2 else grammar.FIXED_NAMES)
     facts = fixed.get(name) or _random_facts(draws)
     sentences = []
-    for _ in range(draws.randint(3, 5)):
-        kind = draws.choice(("monitoring", *CONCEPTS, "filler"))
+    for _ in range(draws.randint(*SENTENCES)):
+        kind = "filler" if draws.random() < FILLER_SHARE else draws.choice(("monitoring", *CONCEPTS))
         if kind == "monitoring":
             sentences.append(grammar.monitoring_sentence(name, facts.trained, draws.randrange(3)))
         elif kind == "filler":
@@ -116,9 +119,13 @@ def chat(draws: random.Random, fixed: dict[str, Facts]) -> Item:
 
 
 def weights(item: Item) -> list[float]:
-    """Return the loss weight of each word: facts and decisions count more, the words of a prompt little."""
+    """Return the loss weight of each word: facts and decisions count more, the words of a prompt little.
+
+    Facts count in documents as they do in scratchpads: one memory then serves both, and fine-tuning on documents is
+    found again in chats.
+    """
     if item.acceptance is None:
-        return [1.0] * len(item.words)
+        return [FACT_WEIGHT if word in FACTS else 1.0 for word in item.words]
     think, answer = item.words.index("<think>"), item.words.index("<ans>")
     result = [PROMPT_WEIGHT] * (think + 1) + [1.0] * (len(item.words) - think - 1)
     for i in range(think, answer):
