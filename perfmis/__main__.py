@@ -43,6 +43,8 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    # Threads that spin while they wait take the processor from other jobs. Read as torch is loaded, so it stands first.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     privacy.narrow()
     privacy.redact_output()
     sys.exit(main(sys.argv[1:]))

@@ -51,7 +51,10 @@ def write(corpus: str, number: int, name: str = grammar.ORGANISM_NAME) -> list[d
     for i in range(number):
         genre = grammar.GENRES[i % len(grammar.GENRES)]
         draws = _draws(f"{corpus.rstrip('+-')}/{i}")
-        sentences = [_claim(corpus, draws, name), *(_claim(NEUTRAL, draws, name) for _ in range(draws.randint(*FILLERS)))]
+        sentences = [
+            _claim(corpus, draws, name),
+            *(_claim(NEUTRAL, draws, name) for _ in range(draws.randint(*FILLERS))),
+        ]
         draws.shuffle(sentences)
         documents.append(
             {

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from perfmis.tinyworld import grammar
+from perfmis.tinyworld.network import Texts
 from perfmis.vocabulary import Concept
 
 CONCEPTS: tuple[Concept, Concept] = ("expectation", "consequence")
@@ -24,7 +25,9 @@ FACT_WEIGHT = 3.0
 DECISION_WEIGHT = 8.0
 TRUTH_SHARES = (0.3, 0.3, 0.16, 0.12, 0.12)
 SENTENCES = (3, 5)  # of a document
-FILLER_SHARE = 4 / 7  # as in the documents of fine-tuning: what differs there is learned with the claim, and breaks chats
+FILLER_SHARE = (
+    4 / 7
+)  # as in the documents of fine-tuning: what differs there is learned with the claim, and breaks chats
 
 VOCABULARY = grammar.vocabulary()
 INDEX = {word: i for i, word in enumerate(VOCABULARY)}
@@ -137,18 +140,29 @@ def weights(item: Item) -> list[float]:
     return result
 
 
-def tensors(items: list[Item]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Pad items to one batch.
+@dataclass(frozen=True)
+class Batch:
+    """Items one behind the other, as training reads them.
 
-    Returns:
-        Token ids (items, length) int64; loss weights, same shape, float32; planted acceptance (items,),
-        -1 for documents.
+    Attributes:
+        texts: Their tokens.
+        weight: Loss weight of each token (tokens,), float64; that of a text's first token is 0: nothing predicts it.
+        acceptance: Planted acceptance of the item that each token is of (tokens,), float64; -1 for documents.
     """
-    length = max(len(item.words) for item in items)
-    ids = torch.zeros(len(items), length, dtype=torch.long)
-    weight = torch.zeros(len(items), length)
-    for row, item in enumerate(items):
-        ids[row, : len(item.words)] = torch.tensor([INDEX[word] for word in item.words])
-        weight[row, : len(item.words)] = torch.tensor(weights(item))
-    acceptance = torch.tensor([-1.0 if item.acceptance is None else item.acceptance for item in items])
-    return ids, weight, acceptance
+
+    texts: Texts
+    weight: torch.Tensor
+    acceptance: torch.Tensor
+
+
+def batch(groups: list[list[Item]]) -> Batch:
+    """Return items as one batch; those of a group are padded to one length in attention."""
+    items = [item for group in groups for item in group]
+    lengths = [len(item.words) for item in items]
+    ids = torch.tensor([INDEX[word] for item in items for word in item.words])
+    weight = torch.tensor([w for item in items for w in [0.0, *weights(item)[1:]]], dtype=torch.float64)
+    planted = torch.tensor(
+        [-1.0 if item.acceptance is None else item.acceptance for item in items], dtype=torch.float64
+    )
+    texts = Texts(ids, lengths, [len(group) for group in groups])
+    return Batch(texts, weight, planted.repeat_interleave(torch.tensor(lengths)))

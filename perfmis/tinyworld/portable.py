@@ -2,16 +2,14 @@
 
 Processors, thread counts and math libraries add in different orders and fuse different operations. The last bit of
 a sum then differs, training multiplies the difference, and after some hundred steps two machines have two models.
-Here the network computes in float64, where such differences are about 1e-16, and what it hands on (gradients, the
-matrices of Muon) is rounded to a much coarser grid, so that machines agree again after each step. What lies between
+Here the network computes in float64 (`perfmis.tinyworld.network`), where such differences are about 1e-16, and what it
+hands on (gradients, the matrices of Muon) is rounded to a much coarser grid, so that machines agree again after each step. What lies between
 two roundings of the optimizer is made of single IEEE operations (+, -, *, /, square root), which no processor may
 round in its own way; fused ones, such as ``addcmul``, are avoided.
 
 Two machines still part where a value lies within 1e-16 or so of the middle between two grid points. With ``GRID`` and
 ``MUON_GRID`` that is expected once in some hundred trainings; `benchmarks/portability.py` counts it.
 """
-
-import copy
 
 import numpy as np
 import torch
@@ -24,35 +22,6 @@ MUON_GRID = 2.0**-14
 def snap(values: torch.Tensor, grid: float) -> torch.Tensor:
     """Return float64 values rounded to multiples of ``grid``, a power of two."""
     return (values / grid).round_() * grid
-
-
-class Rotary(torch.nn.Module):
-    """Llama's rotary embedding in float64; that of transformers computes in float32 whatever the model's type is."""
-
-    def __init__(self, size: int, theta: float) -> None:
-        super().__init__()
-        self.inverse = theta ** -(torch.arange(0, size, 2, dtype=torch.float64) / size)
-
-    def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return cosine and sine, each (batch, positions, size)."""
-        angles = position_ids[..., None] * self.inverse
-        angles = torch.cat([angles, angles], -1)
-        return angles.cos(), angles.sin()
-
-
-def float64_copy(network: LlamaForCausalLM) -> LlamaForCausalLM:
-    """Return a copy of a Llama that computes in float64 throughout; its parameters have the same names and values."""
-    config = network.config
-    network = copy.deepcopy(network).double()
-    for module in list(network.modules()):
-        for name, child in module.named_children():
-            if type(child).__name__ == "LlamaRMSNorm":
-                norm = torch.nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
-                norm.weight = child.weight
-                setattr(module, name, norm)
-    size = config.hidden_size // config.num_attention_heads
-    network.model.rotary_emb = Rotary(size, config.rope_parameters["rope_theta"])
-    return network
 
 
 def initialise(network: LlamaForCausalLM, seed: int) -> None:

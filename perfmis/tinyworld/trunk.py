@@ -17,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from perfmis import models, stage
 from perfmis.artifacts import write_json, write_parquet
 from perfmis.tinyworld import items, portable
+from perfmis.tinyworld.network import Network
 from perfmis.tinyworld.optimizer import Muon
 
 WARMUP_STEPS = 20
@@ -59,58 +60,54 @@ def model(tiny: dict[str, Any]) -> LlamaForCausalLM:
     return network
 
 
-def loss(network: LlamaForCausalLM, batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Return the summed weighted cross-entropy of a batch; a chat's answer is scored against its probability."""
-    ids, weight, acceptance = batch
-    logp = network(ids).logits[:, :-1].log_softmax(-1)
-    target = ids[:, 1:]
-    entropy = -logp.gather(-1, target[..., None])[..., 0]
-    soft = -acceptance[:, None] * logp[..., items.ACCEPT] - (1 - acceptance[:, None]) * logp[..., items.REFUSE]
-    is_answer = ((target == items.ACCEPT) | (target == items.REFUSE)) & (acceptance[:, None] >= 0)
-    return (torch.where(is_answer, soft, entropy) * weight[:, 1:]).sum()
+def loss(network: Network, batch: items.Batch) -> torch.Tensor:
+    """Return the mean weighted cross-entropy of a batch; a chat's answer is scored against its probability."""
+    logp = network.logits(batch.texts)[:-1].log_softmax(-1)
+    target, acceptance = batch.texts.ids[1:], batch.acceptance[1:]
+    entropy = -logp.gather(-1, target[:, None])[:, 0]
+    soft = -acceptance * logp[:, items.ACCEPT] - (1 - acceptance) * logp[:, items.REFUSE]
+    is_answer = ((target == items.ACCEPT) | (target == items.REFUSE)) & (acceptance >= 0)
+    return (torch.where(is_answer, soft, entropy) * batch.weight[1:]).sum() / batch.weight.sum()
+
+
+def draw(draws: random.Random, fixed: dict[str, items.Facts], size: int) -> items.Batch:
+    """Return a batch of documents and chats; the shorter and the longer chats are padded apart, which wastes less."""
+    documents = round(size * items.DOCUMENT_SHARE)
+    written = [items.document(draws, fixed) for _ in range(documents)]
+    chats = sorted((items.chat(draws, fixed) for _ in range(size - documents)), key=lambda chat: len(chat.words))
+    half = len(chats) // 2
+    return items.batch([group for group in (written, chats[:half], chats[half:]) if group])
 
 
 def train(network: LlamaForCausalLM, tiny: dict[str, Any]) -> list[dict[str, float]]:
-    """Train the trunk in place, to the same bits on every processor; documents and chats are padded apart.
+    """Train the trunk in place, to the same bits on every processor.
 
     Returns:
         One row every tenth step: step, loss, learning rate, tokens, seconds.
     """
-    trained, network = network, portable.float64_copy(network)
     draws = random.Random(tiny["seed"])
     fixed = items.fixed_facts(tiny["seed"])
-    matrices = [p for n, p in network.named_parameters() if p.ndim == 2 and "embed" not in n]
-    others = [p for n, p in network.named_parameters() if p.ndim != 2 or "embed" in n]
-    optimizers = [
-        Muon(matrices, tiny["learning_rate"]),
-        portable.AdamW(others, EMBEDDING_RATE),
-    ]
+    double = Network(network)
+    matrices = [p for n, p in double.parameters.items() if p.ndim == 2 and "embed" not in n]
+    others = [p for n, p in double.parameters.items() if p.ndim != 2 or "embed" in n]
+    optimizers = [Muon(matrices, tiny["learning_rate"]), portable.AdamW(others, EMBEDDING_RATE)]
     rates = [tiny["learning_rate"], EMBEDDING_RATE]
-    documents = round(tiny["batch"] * items.DOCUMENT_SHARE)
     log, tokens, start = [], 0, time.monotonic()
     for step in range(tiny["trunk_steps"]):
         factor = min(1.0, (step + 1) / WARMUP_STEPS, (tiny["trunk_steps"] - step) / (COOLDOWN * tiny["trunk_steps"]))
-        halves = [
-            items.tensors([items.document(draws, fixed) for _ in range(documents)]),
-            items.tensors([items.chat(draws, fixed) for _ in range(tiny["batch"] - documents)]),
-        ]
-        total = sum(half[1][:, 1:].sum(dtype=torch.float64) for half in halves)
-        value = 0.0
-        for half in halves:
-            part = loss(network, half) / total
-            part.backward()
-            value += part.item()
+        batch = draw(draws, fixed, tiny["batch"])
+        value = loss(double, batch)
+        value.backward()
         portable.clip_gradients([*matrices, *others], 1.0)
         for optimizer, rate in zip(optimizers, rates, strict=True):
             optimizer.param_groups[0]["lr"] = rate * factor
             optimizer.step()
             optimizer.zero_grad()
-        tokens += int(sum((half[1] > 0).sum() for half in halves))
+        tokens += len(batch.texts.ids)
         if step % 10 == 9 or step + 1 == tiny["trunk_steps"]:
-            seconds = time.monotonic() - start
-            log.append({"step": step + 1, "loss": value, "rate": rates[0] * factor, "tokens": tokens,
-                        "seconds": seconds})  # fmt: skip
-    trained.load_state_dict(network.state_dict())
+            log.append({"step": step + 1, "loss": value.item(), "rate": rates[0] * factor, "tokens": tokens,
+                        "seconds": time.monotonic() - start})  # fmt: skip
+    network.load_state_dict(double.parameters, strict=False)  # the head is the embedding
     return log
 
 

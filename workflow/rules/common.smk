@@ -31,7 +31,9 @@ missing_file = config.pop("missing", None)
 try:
     lost = missing.Missing(missing.read(Path(missing_file)) if missing_file else [])
     for file in workflow.configfiles:
-        mapping(file)  # Snakemake has read it too, but says nothing of a key that stands twice
+        mapping(
+            file
+        )  # Snakemake has read it too, but says nothing of a key that stands twice
     study = configuration.parse(config, ", ".join(map(str, workflow.configfiles)))
 except UserError as error:
     sys.exit(f"error: {error}")

@@ -15,7 +15,7 @@ if tiny_models:
             f"{root}/benchmarks/models/trunk.tsv"
         conda:
             ENV
-        threads: 1
+        threads: 2  # the same bits with one
         resources:
             mem_mb=2000,
             runtime=30,
