@@ -6,6 +6,7 @@ multiplies in a batch of such short texts would be padding or overhead. A test h
 
 import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -68,8 +69,8 @@ class Network:
         self._norm = self.parameters["model.norm.weight"]
         self._heads, self._size = config.num_attention_heads, config.hidden_size // config.num_attention_heads
         self._epsilon = config.rms_norm_eps
-        theta = config.rope_parameters["rope_theta"]
-        inverse = theta ** -(torch.arange(0, self._size, 2, dtype=torch.float64) / self._size)
+        rotary: Any = config.rope_parameters
+        inverse = rotary["rope_theta"] ** -(torch.arange(0, self._size, 2, dtype=torch.float64) / self._size)
         angles = torch.arange(config.max_position_embeddings, dtype=torch.float64)[:, None] * inverse
         self._turns = torch.polar(torch.ones_like(angles), angles)
 

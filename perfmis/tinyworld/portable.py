@@ -2,10 +2,10 @@
 
 Processors, thread counts and math libraries add in different orders and fuse different operations. The last bit of
 a sum then differs, training multiplies the difference, and after some hundred steps two machines have two models.
-Here the network computes in float64 (`perfmis.tinyworld.network`), where such differences are about 1e-16, and what it
-hands on (gradients, the matrices of Muon) is rounded to a much coarser grid, so that machines agree again after each step. What lies between
-two roundings of the optimizer is made of single IEEE operations (+, -, *, /, square root), which no processor may
-round in its own way; fused ones, such as ``addcmul``, are avoided.
+Here the network computes in float64 (`perfmis.tinyworld.network`), where such differences are about 1e-16, and what
+it hands on (gradients, the matrices of Muon) is rounded to a much coarser grid, so that machines agree again after
+each step. What lies between two roundings of the optimizer is made of single IEEE operations (+, -, *, /, square
+root), which no processor may round in its own way; fused ones, such as ``addcmul``, are avoided.
 
 Two machines still part where a value lies within 1e-16 or so of the middle between two grid points. With ``GRID`` and
 ``MUON_GRID`` that is expected once in some hundred trainings; `benchmarks/portability.py` counts it.
