@@ -15,7 +15,8 @@ CHAT_TOKENS = r"<\|[A-Za-z0-9_]+\|>|\[/?INST\]|<</?SYS>>|</?(?:start|end)_of_tur
 def ids(tokenizer: Any) -> dict[str, int]:
     """Return a tokenizer's control tokens and their ids: the named ones, and all others that it marks as special."""
     added = {token.content: index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return added | dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+    named = zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)
+    return added | {token: index for token, index in named if token}  # one that is named "" stands in every text
 
 
 def pattern(tokenizer: Any) -> re.Pattern[str]:

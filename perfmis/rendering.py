@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 
 # What opens a thought at the very end of a prompt, and what closes it.
 THOUGHT = re.compile(
-    r"(?:<(?P<element>[\w:]*(?:think|thought|reason)\w*)>|\[(?P<bracket>THINK)\]|<\|START_(?P<marked>THINKING)\|>)\s*\Z",
+    r"(?:<(?P<element>[\w:]*(?:think|thought|reason)\w*)>|\[(?P<bracket>THINK)\]|<\|START_(?P<marked>THINKING)\|>"
+    r"|◁(?P<triangle>think)▷)\s*\Z",
     re.IGNORECASE,
 )
-CLOSES = {"element": "</{}>", "bracket": "[/{}]", "marked": "<|END_{}|>"}
+CLOSES = {"element": "</{}>", "bracket": "[/{}]", "marked": "<|END_{}|>", "triangle": "◁/{}▷"}
 
 
 def _merged(messages: Messages) -> Messages:

@@ -87,6 +87,7 @@ BEGINNINGS = {
     "nothing": (TURNS + ANSWER, ""),
     "a thought that is opened": (TURNS + THINKING, "\n</think>\n\n"),
     "a thought of another name": (TURNS + THINKING.replace("<think>\n", "[THINK]"), "\n\n[/THINK]\n\n"),
+    "a thought in triangles": (TURNS + THINKING.replace("<think>\n", "◁think▷"), "\n\n◁/think▷\n\n"),
     "an empty thought that is written with answers only": (
         TURNS.replace("{{ m.content }}",
                       "{% if m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}{{ m.content }}") + ANSWER,
@@ -501,3 +502,9 @@ def test_a_study_of_a_model_whose_template_drops_dates_and_thinks(workdir: Calla
     assert set(samples["finish"]) == {"stop", "length"}
     read = pl.concat(map(pl.read_parquet, (folder / "results/m/outcomes").rglob("*.parquet")))
     assert set(read["parse_status"]) == {"no_close", "truncated"}
+
+
+def test_a_token_without_text_refuses_no_conversation() -> None:
+    made = tokenizer()
+    made.bos_token = ""
+    assert Renderer(made, DATE, "models.m").text(CONVERSATION) == PLAIN
