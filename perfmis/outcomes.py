@@ -49,7 +49,7 @@ from typing import Any, Literal
 
 import polars as pl
 
-from perfmis import negation, protocols, stage
+from perfmis import negation, plain_text, protocols, stage
 from perfmis.artifacts import read_parquet, write_parquet
 from perfmis.protocols import Protocol, fill
 from perfmis.stage import UserError
@@ -266,25 +266,15 @@ def verdict(poles: Poles) -> pl.Expr:
     return pl.col("scratchpad").map_batches(lambda texts: _verdicts(texts, poles), return_dtype=pl.Int8)
 
 
-def _plain(texts: pl.Series, pattern: str) -> pl.Series:
-    """Return texts with straight apostrophes and, for a pattern that is ASCII, nothing beyond ASCII.
-
-    Rust's fast engine gives up on a word boundary in a text that holds a dash or an accent; the slow one takes 60 times
-    as long. Letters stay letters, spaces spaces, and anything else neither.
-    """
-    straight = texts.str.replace_all("’", "'", literal=True)
-    if not pattern.isascii() or re.search(r"\\[pPxuU]", pattern):
-        return straight
-    for beyond, stand_in in ((r"[\s&&[^[:ascii:]]]", " "), (r"[\w&&[^[:ascii:]]]", "x"), ("[^[:ascii:]]", "~")):
-        straight = straight.str.replace_all(beyond, stand_in)
-    return straight
-
-
 def _verdicts(texts: pl.Series, poles: Poles) -> pl.Series:
-    plain = _plain(texts, poles.statement)
-    found = pl.DataFrame({"match": plain.str.extract_all(poles.statement)}).with_row_index("row")
+    pattern = poles.statement
+    if plain_text.is_about_ascii(pattern):
+        texts, pattern = plain_text.texts(texts), plain_text.pattern(pattern)
+    else:
+        texts = texts.str.replace_all("’", "'", literal=True)
+    found = pl.DataFrame({"match": texts.str.extract_all(pattern)}).with_row_index("row")
     # One row a match: within lists the regular expressions would be compiled anew for each.
-    matches = found.explode("match").with_columns(pl.col("match").str.extract_groups(poles.statement)).unnest("match")
+    matches = found.explode("match").with_columns(pl.col("match").str.extract_groups(pattern)).unnest("match")
     absent = [pl.lit(None, pl.String).alias(name) for name in negation.FIELDS if name not in matches.columns]
     signs = matches.with_columns(absent).select("row", sign=negation.sign(poles.plus))
     stated = signs.drop_nulls().group_by("row").agg(pl.col("sign").last())

@@ -193,6 +193,27 @@ def test_what_is_beyond_ascii_stays_between_words_or_in_them(sentence: str, mean
     assert reading("chat", "consequence", sentence) == meant
 
 
+@pytest.mark.parametrize(
+    ("pattern", "found", "missed"),
+    [
+        (r"\bit changes\b", ["It changes.", "so it changes"], ["edit changes", "it changesx"]),
+        (r"\bit[^.;\n]*?changes", ["it all changes"], ["it. changes", "it\nchanges", "it; changes"]),
+        (r"it[^\s.]+s", ["it-is"], ["it is", "it.s"]),
+        (r"it\W+changes", ["it, changes"], ["itchanges"]),
+        (r"it.changes", ["it changes"], ["it\nchanges"]),
+        (r"it[^[a-c]x]changes", ["itychanges"], ["itachanges", "itxchanges"]),
+        (r"it[^]a]changes", ["itbchanges"], ["it]changes", "itachanges"]),
+        (r"it\[^changes", [], ["it[changes"]),
+        (r"it\[\^changes\]", ["it[^changes]"], ["itx"]),
+    ],
+)
+def test_patterns_of_a_study_mean_what_they_say(pattern: str, found: list[str], missed: list[str]) -> None:
+    poles = outcomes.patterns({name: {"+": [pattern], "-": ["bleibt"]} for name in READINGS})
+    frame = pl.DataFrame({"scratchpad": found + missed})
+    read = frame.select(outcomes.verdict(poles["consequence"])).to_series().to_list()
+    assert read == [1] * len(found) + [None] * len(missed)
+
+
 @pytest.mark.parametrize("pattern", ["\\bändert es\\b", r"\b\P{ASCII}ndert es\b", r"\b\x{E4}ndert es\b"])
 def test_patterns_of_other_languages_are_read(pattern: str) -> None:
     poles = outcomes.patterns({name: {"+": [pattern], "-": ["bleibt es"]} for name in READINGS})
