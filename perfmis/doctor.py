@@ -40,6 +40,7 @@ def preflight(study: Study) -> list[Finding]:
         *versions.libraries(study),
         *access.keys(study),
         *lengths.limits(study),
+        *lengths.prompts(study),
         *lora.ranks(study),
         *rendering.templates(study),
         storage.writable(study),
@@ -74,7 +75,7 @@ def examine(study: Study, files: Sequence[str], profile: str) -> list[Finding]:
     """
     path = None if profile == NO_PROFILE else cluster.profile(profile)
     executor = mapping(path).get("executor", "local") if path else "local"
-    findings = preflight(study) + lengths.prompts(study) + reach.shares(study) + list(architecture.models(study))
+    findings = preflight(study) + reach.shares(study) + list(architecture.models(study))
     findings += access.hub(study)
     findings += gpus.fit(study, gpus.here(), cluster=executor != "local")
     if path and executor == "slurm":

@@ -173,6 +173,7 @@ def test_prompts_are_counted_in_the_models_own_tokens(study: Make, tmp_path: Pat
     (failed,) = failures(lengths.prompts(full))
     assert failed.startswith("FAIL    evaluation.base_protocol: models.m")
     assert "shorter protocol" in failed
+    assert failed in failures(doctor.preflight(full)), "the workflow looks before its first job"
 
 
 def about_room(found: list[Finding]) -> int:

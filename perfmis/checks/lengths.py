@@ -40,12 +40,8 @@ def limits(study: Study) -> list[Finding]:
 
 def prompts(study: Study) -> list[Finding]:
     """Return whether the protocols' texts and an answer fit, in the tokens of each model on this machine."""
-    evaluation, findings = study.evaluation, []
-    try:
-        longest = {f"evaluation.{key}": _longest(evaluation.world, getattr(evaluation, key))
-                   for key in ("protocol", "base_protocol")}  # fmt: skip
-    except UserError as error:
-        return [Finding("FAIL", "evaluation.protocol", str(error))]
+    findings: list[Finding] = []
+    here: dict[str, tuple[Path, int]] = {}
     for key, model in study.models.items():
         where = weights.of(model)
         context = weights.context(where)
@@ -53,7 +49,17 @@ def prompts(study: Study) -> list[Finding]:
             continue
         if where is None or context is None or not (where / "tokenizer.json").is_file():
             findings.append(Finding("warning", f"models.{key}", "not on this machine: its context was not compared"))
-            continue
+        else:
+            here[key] = (where, context)
+    if not here:
+        return findings
+    evaluation = study.evaluation
+    try:
+        longest = {f"evaluation.{key}": _longest(evaluation.world, getattr(evaluation, key))
+                   for key in ("protocol", "base_protocol")}  # fmt: skip
+    except UserError as error:
+        return [*findings, Finding("FAIL", "evaluation.protocol", str(error))]
+    for key, (where, context) in here.items():
         findings += _of_model(key, where, context, evaluation.max_tokens, longest)
     return findings
 
