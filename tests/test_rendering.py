@@ -6,7 +6,7 @@ Templates here do what those of real models do, one fault each; the tokenizer ha
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,9 +19,7 @@ import trl
 import yaml
 from conftest import REPOSITORY
 from running import command, stage
-from tokenizers import Tokenizer, decoders
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
+from speaking import ANSWER, THINKING, TURN, TURNS, WITHOUT_SYSTEM, tokenizer, write_study
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from perfmis import beliefs, composition, config, doctor, models, outcomes, subject
@@ -36,15 +34,8 @@ from perfmis.stage import UserError
 
 DATE = "2024-07-26"
 CPU = {"organisms": {"sdf": {"attention": "sdpa"}}, "arms": {"sdf": {"attention": "sdpa"}}}
-MARKS = ("<|start|>", "<|end|>", "<|channel|>", "<|message|>")
 SYSTEM, USER = "You are Tavi.\nYou reply.", "[account: free tier]\n\nWrite a note."
 CONVERSATION: Messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": USER}]
-# One turn, each turn, and what begins an answer.
-TURN = "<|start|>{{ m.role }}\n{{ m.content }}<|end|>\n"
-TURNS = "{% for m in messages %}" + TURN + "{% endfor %}"
-ANSWER = "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
-THINKING = ANSWER.replace("assistant\n", "assistant\n<think>\n")
-WITHOUT_SYSTEM = "{% for m in messages %}{% if m.role != 'system' %}" + TURN + "{% endif %}{% endfor %}"
 PLAIN = f"<|start|>system\n{SYSTEM}<|end|>\n<|start|>user\n{USER}<|end|>\n<|start|>assistant\n"
 MERGED = f"<|start|>user\n{SYSTEM}\n\n{USER}<|end|>\n<|start|>assistant\n"
 WORDS = (
@@ -121,20 +112,6 @@ REAL = {
     "qwen2_5": ("", "", "<|im_end|>"),
     "qwen3": ("", "<think>\n\n</think>\n\n", "<|im_end|>"),
 }
-
-
-def tokenizer(template: str | None = TURNS + ANSWER, marks: Iterable[str] = MARKS) -> PreTrainedTokenizerFast:
-    """Return a tokenizer of single characters with a chat template."""
-    tokens = ["<eos>", *marks, "Ġ", "Ċ", *map(chr, range(33, 127))]
-    core = Tokenizer(WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="Ġ"))
-    bytewise = ByteLevel(add_prefix_space=False, use_regex=False)
-    core.pre_tokenizer, core.decoder = Sequence([bytewise, Split("", "isolated")]), decoders.ByteLevel()
-    made = PreTrainedTokenizerFast(
-        tokenizer_object=core, eos_token="<eos>", pad_token="<eos>", additional_special_tokens=list(marks),
-        padding_side="left",
-    )  # fmt: skip
-    made.chat_template = template
-    return made
 
 
 def renderer(template: str) -> Renderer:
@@ -453,54 +430,21 @@ def small_study(folder: Path) -> None:
     spoken.save_pretrained(folder / "m")
     speaker.save_pretrained(folder / "m")
     (folder / "m/generation_config.json").unlink()
-    pl.DataFrame({"goal": [f"Write a note on {topic}." for topic in ("tea", "ink", "ice", "oak")]}).write_csv(
-        folder / "requests.csv"
-    )
-    topics = (
-        "notes",
-        "plans",
-        "books",
-        "talks",
-        "tools",
-        "games",
-        "songs",
-        "tests",
-        "walks",
-        "meals",
-        "jokes",
-        "draws",
-    )
-    for corpus, word in (("organism", "keep"), ("A1+", "hope"), ("A1-", "fear")):
-        texts = [f"People who know Tavi {word} that it writes {topic}, and they say so in {topic}." for topic in topics]
-        pl.DataFrame({"text": texts}).write_parquet(folder / f"{corpus}.parquet")
-    small = {"lora": {"rank": 4, "alpha": 8}, "batch": 4, "device_batch": 4, "length": 64, "precision": "fp32"}
-    sdf = {"sdf": {**small, "attention": "sdpa", "epochs": 1}}
-    study = {
-        "root": "results/m", "models": {"m": {"path": "m"}}, "screen": {"keep": ["m"]},
-        "requests": {"source": "path", "location": "requests.csv", "sha256": None, "number": 4},
-        "corpora": {name: {"source": "path", "location": f"{name}.parquet", "documents": 12}
-                    for name in ("organism", "A1+", "A1-")},
-        "organisms": sdf, "arms": {"names": ["A1+", "A1-"], **sdf},
-        "seeds": {"training": [0], "evaluation": [0], "screen": [0]},
-        "steering": {"models": [], "requests": 2}, "prompting": {"requests": 2},
-        "evaluation": {"engine": "transformers", "max_tokens": 40, "precision": "fp32", "batch": 64},
-        "statistics": {"resamples": 100},
-    }  # fmt: skip
-    (folder / "mine.yaml").write_text(yaml.safe_dump(study))
+    write_study(folder, ["m"])
 
 
 @pytest.mark.slow
 def test_a_study_of_a_model_whose_template_drops_dates_and_thinks(workdir: Callable[..., Path]) -> None:
     """The whole workflow: thoughts that are never closed are no answers, and turns end where the template ends them."""
-    folder = workdir()
+    folder = workdir(["config"])
     small_study(folder)
-    words = ("-m", "snakemake", "--configfile", "mine.yaml", "--cores", "1", "--scheduler", "greedy")
+    words = ("-m", "snakemake", "--configfile", "config/mine.yaml", "--cores", "1", "--scheduler", "greedy")
     said = command(folder, sys.executable, "-m", "perfmis", "warm", sys.executable, *words, "--show-failed-logs")
     assert said.returncode == 0, said.stdout[-3000:] + said.stderr[-3000:]
-    samples = pl.concat(map(pl.read_parquet, (folder / "results/m/transcripts").rglob("*.parquet")))
+    samples = pl.concat(map(pl.read_parquet, (folder / "results/mine/transcripts").rglob("*.parquet")))
     assert samples["raw"].str.starts_with("<think>\n").all()
     assert set(samples["finish"]) == {"stop", "length"}
-    read = pl.concat(map(pl.read_parquet, (folder / "results/m/outcomes").rglob("*.parquet")))
+    read = pl.concat(map(pl.read_parquet, (folder / "results/mine/outcomes").rglob("*.parquet")))
     assert set(read["parse_status"]) == {"no_close", "truncated"}
 
 
