@@ -95,6 +95,7 @@ def patterns(content: Mapping[str, Any]) -> dict[str, Poles]:
         UserError: A reading or pole is missing, or a pattern does not compile.
     """
     result = {}
+    content = content or {}  # an empty file
     for reading in READINGS:
         poles = {"not +": ""}
         for pole in ("+", "-", *(["not +"] if "not +" in content.get(reading, {}) else [])):

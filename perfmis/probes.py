@@ -251,8 +251,8 @@ class Round:
         Raises:
             UserError: It is more than rounding; names the settings that were seen to cure it.
         """
-        if not self._expected:
-            self.remember(model)
+        if not (self._expected and self.fused):
+            self.remember(model)  # now: a round that goes on has its checkpoint's weights by this time
         limit = tolerance(model, self._sdf["frozen"] == "fp8")
         with self._clear(model), quiet(model):
             found = self._full(model, collate, limit)

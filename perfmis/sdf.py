@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from perfmis import adapters, lineage, merge, models, probes, reach, rehearsal, resume, stage, tokens, zero3
+from perfmis import adapters, lineage, merge, models, reach, rehearsal, resume, stage, tokens, zero3
 from perfmis.artifacts import file_hash, read_json, write_json, write_parquet
 
 if TYPE_CHECKING:
@@ -92,6 +92,8 @@ def load(
     Raises:
         UserError: Its family has no such attention.
     """
+    from perfmis import probes
+
     options: dict[str, Any] = {"attn_implementation": kernel(sdf)}
     if arguments.zero3:
         options["device_map"] = None
@@ -196,7 +198,7 @@ def main(argv: list[str]) -> None:
     import torch
     from datasets import disable_caching
 
-    from perfmis import training
+    from perfmis import probes, training
 
     start = time.monotonic()
     disable_caching()  # packed copies of the corpus, one a seed, would pile up beside it

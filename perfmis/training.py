@@ -142,7 +142,8 @@ class Watch(transformers.TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **options: Any) -> None:
         """See that documents are computed as each alone is, and remember the frozen weights."""
-        if self._probe:
+        # A rewired model that goes on was measured when it began, with the weights that it had then.
+        if self._probe and not (self._probe.fused and state.global_step):
             self._probe.check(options["model"], self._collate)
             self._probe.check_loss(options["model"], self._collate)
         self._frozen = _sums(options["model"])

@@ -42,7 +42,7 @@ def read_yaml(path: Path | str) -> Any:
         UserError: The file is missing, not YAML, or has a key twice.
     """
     try:
-        return yaml.load(decoded(Path(path).read_bytes(), str(path)), _Loader)
+        return _Loader(decoded(Path(path).read_bytes(), str(path))).get_single_data()
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())}); correct the file") from error
 

@@ -161,7 +161,7 @@ def test_another_arm_is_scored_alone(
     assert asked == [], "the same weights by another name"
     table({"organism": organism}, "bf16")
     assert asked == ["base", "organism"]
-    items_file.write_text(items_file.read_text().replace("options: [free, paid]", "options: [paid, free]", 1))
+    items_file.write_text(items_file.read_text().replace("options: [guests, members]", "options: [members, guests]", 1))
     table({"organism": organism})
     assert asked == ["base", "organism"], "other options"
     monkeypatch.setattr(provenance, "code", lambda module: f"{module}, mended")

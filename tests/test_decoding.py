@@ -54,7 +54,7 @@ def both(
 @pytest.mark.parametrize(("batch", "page"), [(3, 4), (20, 4), (64, 1), (5, 64)])
 def test_equals_plain_generation(engine: Engine, temperature: float, batch: int, page: int) -> None:
     """Base and adapters, fewer rows than prompts or more, pages of any size: text, length and end of every sample."""
-    ours, plain = both(engine, prompts(engine), Sampling(temperature, 12, batch), page)
+    ours, plain = both(engine, prompts(engine), Sampling(temperature, 60, batch), page)
     assert ours == plain
     assert {sample.finish for sample in plain} == {"stop", "length"}
 
@@ -71,7 +71,7 @@ def test_equals_plain_generation_of_qwen2(engine: Engine) -> None:
     assert layers.known(model)
     ours, plain = both(Engine(model, engine.tokenizer), prompts(engine, (None,)), Sampling(0.7, 12, 5))
     assert ours == plain
-    assert len({sample.raw for sample in plain}) > 10
+    assert len({sample.raw for sample in plain}) > 7
 
 
 @pytest.mark.parametrize("batch", [3, 64])

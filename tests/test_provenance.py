@@ -88,7 +88,7 @@ def test_comments_docstrings_and_layout_change_nothing(before: dict[str, str], w
 def test_one_corpus_reaches_its_own_arm_first(folder: Path, before: dict[str, str], tmp_path: Path) -> None:
     """Another A1+ corpus changes no other corpus and no organism."""
     path = tmp_path / "override.yaml"
-    path.write_text("corpora: {A1+: {documents: 100}}")
+    path.write_text("corpora: {A1+: {documents: 300}}")
     after = fingerprints(folder, path)
     moved = {name for name in before if before[name] != after[name]}
     assert {name for name in moved if name.startswith("corpus")} == {"corpus A1+"}
