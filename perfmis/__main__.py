@@ -43,8 +43,9 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    # Threads that spin while they wait take the processor from other jobs. Read as torch is loaded, so it stands first.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Threads that spin for long while they wait take the processor from other jobs, and threads that never do start
+    # late. Read as torch is loaded, so it stands first.
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     privacy.narrow()
     privacy.redact_output()
     sys.exit(main(sys.argv[1:]))

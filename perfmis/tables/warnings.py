@@ -115,12 +115,20 @@ def _shares(
 def as_the_organism(outcomes: pl.DataFrame, keys: Sequence[str]) -> dict[Key, str]:
     """Return the warnings of cells of other checkpoints that answer as the organism does under the same protocol.
 
+    The neutral arm is none of them: leaving the answers as they were is what it is for.
+
     Args:
         outcomes: Outcome rows of one model.
         keys: Columns that name a cell, checkpoint and protocol among them.
     """
     shared = [key for key in keys if key != "checkpoint"]
-    return as_without(outcomes, keys, pl.col("checkpoint") != ORGANISM, shared, "the organism's")
+    return as_without(
+        outcomes.filter(pl.col("checkpoint") != NEUTRAL),
+        keys,
+        pl.col("checkpoint") != ORGANISM,
+        shared,
+        "the organism's",
+    )
 
 
 def listed(warnings: Mapping[Key, str], keys: Iterable[Key]) -> list[str]:
