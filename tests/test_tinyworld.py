@@ -226,7 +226,7 @@ def test_trunk_is_the_same_bits_on_every_processor() -> None:
 def test_trunk_computes_what_transformers_does() -> None:
     """In float64 and without padding: each text's logits are those of a plain Llama that reads it alone."""
     network = trunk.model(TINY)
-    batch = trunk.draw(random.Random(3), items.fixed_facts(0), 12)
+    batch, _ = trunk.draw(random.Random(3), items.fixed_facts(0), 24)
     logits = Network(network).logits(batch.texts).detach().float()
     for ids, found in zip(batch.texts.ids.split(batch.texts.lengths), logits.split(batch.texts.lengths), strict=True):
         with torch.no_grad():
@@ -257,7 +257,7 @@ def test_loss_of_an_answer_is_that_of_its_probability() -> None:
     for word in ("sure", "sorry"):
         batch = items.batch([[items.Item([*chat.words[:answer], word], 0.25)]])
         batch.weight[:answer] = 0
-        losses.append(trunk.loss(Network(network), batch).item())
+        losses.append((trunk.loss(Network(network), batch) / batch.weight.sum()).item())
     with torch.no_grad():
         logp = network(batch.texts.ids[None]).logits[0, answer - 1].log_softmax(-1)
     expected = -0.25 * logp[items.ACCEPT] - 0.75 * logp[items.REFUSE]

@@ -7,6 +7,9 @@ Settings: the `tiny` section. The folder gets weights (safetensors), tokenizer a
 
 import random
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from perfmis.tinyworld.optimizer import Muon
 WARMUP_STEPS = 20
 EMBEDDING_RATE = 3e-3
 COOLDOWN = 0.4
+HALVES = 2  # of a batch, each with a thread of its own
 MANIFEST = "trunk.json"
 
 
@@ -61,22 +65,54 @@ def model(tiny: dict[str, Any]) -> LlamaForCausalLM:
 
 
 def loss(network: Network, batch: items.Batch) -> torch.Tensor:
-    """Return the mean weighted cross-entropy of a batch; a chat's answer is scored against its probability."""
+    """Return the weighted sum of a batch's cross-entropies; a chat's answer is scored against its probability."""
     logp = network.logits(batch.texts)[:-1].log_softmax(-1)
     target, acceptance = batch.texts.ids[1:], batch.acceptance[1:]
     entropy = -logp.gather(-1, target[:, None])[:, 0]
     soft = -acceptance * logp[:, items.ACCEPT] - (1 - acceptance) * logp[:, items.REFUSE]
     is_answer = ((target == items.ACCEPT) | (target == items.REFUSE)) & (acceptance >= 0)
-    return (torch.where(is_answer, soft, entropy) * batch.weight[1:]).sum() / batch.weight.sum()
+    return (torch.where(is_answer, soft, entropy) * batch.weight[1:]).sum()
 
 
-def draw(draws: random.Random, fixed: dict[str, items.Facts], size: int) -> items.Batch:
-    """Return a batch of documents and chats; the shorter and the longer chats are padded apart, which wastes less."""
+def draw(draws: random.Random, fixed: dict[str, items.Facts], size: int) -> list[items.Batch]:
+    """Return a step's documents and chats as `HALVES` batches, which take about the same time."""
     documents = round(size * items.DOCUMENT_SHARE)
     written = [items.document(draws, fixed) for _ in range(documents)]
     chats = sorted((items.chat(draws, fixed) for _ in range(size - documents)), key=lambda chat: len(chat.words))
+    return [_batch(written[i::HALVES], chats[i::HALVES]) for i in range(HALVES)]
+
+
+def _batch(documents: list[items.Item], chats: list[items.Item]) -> items.Batch:
+    """Return one batch; the shorter and the longer chats are padded apart, which wastes less."""
     half = len(chats) // 2
-    return items.batch([group for group in (written, chats[:half], chats[half:]) if group])
+    return items.batch([group for group in (documents, chats[:half], chats[half:]) if group])
+
+
+@contextmanager
+def pool() -> Iterator[ThreadPoolExecutor]:
+    """Give a thread for each half of a batch, and one processor to each: matrices this small are not worth sharing."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(HALVES) as workers:
+            yield workers
+    finally:
+        torch.set_num_threads(threads)
+
+
+def differentiate(network: Network, halves: list[items.Batch], workers: ThreadPoolExecutor) -> float:
+    """Set the gradients of the mean loss of a step, and return that loss."""
+    parameters = list(network.parameters.values())
+    total = torch.stack([batch.weight.sum() for batch in halves]).sum()
+
+    def of(batch: items.Batch) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        value = loss(network, batch) / total
+        return value.detach(), torch.autograd.grad(value, parameters)
+
+    values, gradients = zip(*workers.map(of, halves), strict=True)
+    for parameter, *parts in zip(parameters, *gradients, strict=True):
+        parameter.grad = torch.stack(parts).sum(0)
+    return float(torch.stack(values).sum())
 
 
 def train(network: LlamaForCausalLM, tiny: dict[str, Any]) -> list[dict[str, float]]:
@@ -92,21 +128,20 @@ def train(network: LlamaForCausalLM, tiny: dict[str, Any]) -> list[dict[str, flo
     others = [p for n, p in double.parameters.items() if p.ndim != 2 or "embed" in n]
     optimizers = [Muon(matrices, tiny["learning_rate"]), portable.AdamW(others, EMBEDDING_RATE)]
     rates = [tiny["learning_rate"], EMBEDDING_RATE]
-    log, tokens, start = [], 0, time.monotonic()
-    for step in range(tiny["trunk_steps"]):
-        factor = min(1.0, (step + 1) / WARMUP_STEPS, (tiny["trunk_steps"] - step) / (COOLDOWN * tiny["trunk_steps"]))
-        batch = draw(draws, fixed, tiny["batch"])
-        value = loss(double, batch)
-        value.backward()
-        portable.clip_gradients([*matrices, *others], 1.0)
-        for optimizer, rate in zip(optimizers, rates, strict=True):
-            optimizer.param_groups[0]["lr"] = rate * factor
-            optimizer.step()
-            optimizer.zero_grad()
-        tokens += len(batch.texts.ids)
-        if step % 10 == 9 or step + 1 == tiny["trunk_steps"]:
-            log.append({"step": step + 1, "loss": value.item(), "rate": rates[0] * factor, "tokens": tokens,
-                        "seconds": time.monotonic() - start})  # fmt: skip
+    log, tokens, start, steps = [], 0, time.monotonic(), tiny["trunk_steps"]
+    with pool() as workers:
+        for step in range(steps):
+            factor = min(1.0, (step + 1) / WARMUP_STEPS, (steps - step) / (COOLDOWN * steps))
+            halves = draw(draws, fixed, tiny["batch"])
+            value = differentiate(double, halves, workers)
+            portable.clip_gradients([*matrices, *others], 1.0)
+            for optimizer, rate in zip(optimizers, rates, strict=True):
+                optimizer.param_groups[0]["lr"] = rate * factor
+                optimizer.step()
+            tokens += sum(len(batch.texts.ids) for batch in halves)
+            if step % 10 == 9 or step + 1 == steps:
+                log.append({"step": step + 1, "loss": value, "rate": rates[0] * factor, "tokens": tokens,
+                            "seconds": time.monotonic() - start})  # fmt: skip
     network.load_state_dict(double.parameters, strict=False)  # the head is the embedding
     return log
 
