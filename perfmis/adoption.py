@@ -68,10 +68,7 @@ async def adopt(graph: Any, told: set[Path]) -> Counter[bool]:
         told.update(_files(job.output))
         await known.finished(job)
         if same:
-            made = [*job.output, *filter(None, [job.benchmark])]  # all of whose times Snakemake looks at
-            _in_order(_files(job.input), _files(made))
-            for file in made:
-                graph.workflow.iocache.mtime.pop(file, None)
+            put_in_order(graph, job)
         else:
             known._clear_cache()
             for file in job.output:
@@ -80,13 +77,17 @@ async def adopt(graph: Any, told: set[Path]) -> Counter[bool]:
     return counts
 
 
-def _in_order(inputs: list[Path], outputs: list[Path]) -> None:
-    """See that no output is older than an input: for large files Snakemake has nothing but times to go by."""
+def put_in_order(graph: Any, job: Any) -> None:
+    """See that no output of a job is older than an input: for large files Snakemake has nothing but times to go by."""
+    made = [*job.output, *filter(None, [job.benchmark])]  # all of whose times it looks at
+    inputs, outputs = _files(job.input), _files(made)
     newest = max((path.stat().st_mtime_ns for path in inputs if path.exists()), default=0)
     for path in outputs:
         if path.exists() and path.stat().st_mtime_ns < newest:
             with suppress(PermissionError):  # another's results, linked to: these are made again
                 os.utime(path, ns=(newest, newest))
+    for file in made:
+        graph.workflow.iocache.mtime.pop(file, None)
 
 
 def install(graph: type[Any]) -> None:

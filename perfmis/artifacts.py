@@ -7,7 +7,7 @@ without an error, and in JSON a digit is as good as any other, so only a hash te
 import hashlib
 import json
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
@@ -17,7 +17,7 @@ import polars as pl
 
 from perfmis.stage import UserError, canonical
 
-SEAL = "seal"
+SEAL, ACCEPTED = "seal", "accepted"
 _MARK, _DIGITS = b"sha256:", 64
 _BLANK = _MARK + b"0" * _DIGITS
 
@@ -57,11 +57,28 @@ def _sound(content: bytes) -> bool:
     return hashlib.sha256(blank).hexdigest().encode() == content[start : start + _DIGITS]
 
 
-def write_parquet(frame: pl.DataFrame, path: Path | str, fingerprint: str) -> None:
-    """Write a table whose every row carries ``fingerprint``; the file appears whole or not at all."""
+def write_parquet(
+    frame: pl.DataFrame, path: Path | str, fingerprint: str, accepted: Sequence[dict[str, Any]] = ()
+) -> None:
+    """Write a table whose every row carries ``fingerprint``; the file appears whole or not at all.
+
+    Args:
+        frame: The table.
+        path: Where to.
+        fingerprint: What it is made from.
+        accepted: As what it was taken over (`perfmis.accept`).
+    """
     buffer = BytesIO()
-    frame.with_columns(fingerprint=pl.lit(fingerprint)).write_parquet(buffer, metadata={SEAL: _BLANK.decode()})
+    metadata = {ACCEPTED: json.dumps(list(accepted))} if accepted else {}
+    metadata[SEAL] = _BLANK.decode()
+    frame.with_columns(fingerprint=pl.lit(fingerprint)).write_parquet(buffer, metadata=metadata)
     write_bytes(_sealed(buffer.getvalue()), Path(path))
+
+
+def acceptances_of_parquet(path: Path) -> list[dict[str, Any]]:
+    """Return as what a table was taken over, from its footer."""
+    found = pl.read_parquet_metadata(path).get(ACCEPTED)
+    return list(json.loads(found)) if found else []
 
 
 def read_one(path: Path | str) -> pl.DataFrame:

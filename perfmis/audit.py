@@ -19,7 +19,7 @@ from scipy.sparse import csr_array
 
 from perfmis import protocols, stage
 from perfmis.artifacts import read_parquet, write_json, write_parquet
-from perfmis.stage import UserError
+from perfmis.stage import Prose, UserError
 from perfmis.vocabulary import checkpoint_order, opposite
 
 THRESHOLDS = {
@@ -157,7 +157,7 @@ def refuse_unequal(report: dict[str, Any]) -> None:
             raise UserError(_unequal(report["corpora"], a, b, "words"))
 
 
-def _unequal(measures: dict[str, dict[str, Any]], a: str, b: str, key: str) -> str:
+def _unequal(measures: dict[str, dict[str, Any]], a: str, b: str, key: str) -> Prose:
     return (
         f"corpora {a} and {b} differ in {key} ({measures[a][key]} and {measures[b][key]}, "
         f"{THRESHOLDS[key]:.0%} allowed); make them alike in corpora.{a} and corpora.{b}"

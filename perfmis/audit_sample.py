@@ -21,7 +21,7 @@ import polars as pl
 
 from perfmis import protocols, rubrics, stage, tabular
 from perfmis.artifacts import read_parquet
-from perfmis.judging import materials
+from perfmis.materials import materials
 from perfmis.outcomes import parse
 from perfmis.rubrics import Rubric
 from perfmis.stage import UserError

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from perfmis import models, stage, tokens
 from perfmis.artifacts import read_json, read_parquet, write_json
-from perfmis.stage import UserError
+from perfmis.stage import Prose, UserError
 
 TOLERANCE = 0.01
 STEPS = 200  # numbers of documents tried below the largest that may do, at most
@@ -62,7 +62,7 @@ class Budget:
 Counts = dict[str, dict[str, int]]
 
 
-def inequality(counts: Counts) -> str | None:
+def inequality(counts: Counts) -> Prose | None:
     """Return which arm trains on more or less than the others, in words; None where all train equally."""
     for key in ("documents", "loss_tokens"):
         sizes = {arm: count[key] for arm, count in counts.items()}

@@ -2,8 +2,9 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
-from perfmis.artifacts import read_json
+from perfmis.artifacts import ACCEPTED, acceptances_of_parquet, read_json, read_one, write_json, write_parquet
 from perfmis.stage import UserError
 
 _COMMENTS = {".svg": "<!-- {} -->\n", ".html": "<!-- {} -->\n", ".rst": "\n.. {}\n"}
@@ -34,3 +35,32 @@ def fingerprints(path: Path) -> set[str]:
     if path.suffix in _COMMENTS:
         return set(_LAST.findall(path.read_text(errors="replace")[-_TAIL:]))
     return set()
+
+
+def acceptances(path: Path) -> list[dict[str, Any]]:
+    """Return as what a table or JSON file was taken over (`perfmis.accept`), the last time last; none where never."""
+    if path.suffix == ".parquet":
+        return acceptances_of_parquet(path)
+    if path.suffix == ".json":
+        content = read_json(path)
+        return list(content.get(ACCEPTED, [])) if isinstance(content, dict) else []
+    return []
+
+
+def restamp(path: Path, fingerprint: str, acceptance: dict[str, Any]) -> None:
+    """Write another fingerprint into a file of results, and as what it was taken over; nothing into one that has none.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    if not fingerprints(path):
+        return
+    if path.suffix == ".parquet":
+        write_parquet(read_one(path), path, fingerprint, [*acceptances(path), acceptance])
+    elif path.suffix == ".json":
+        content = {**read_json(path), "fingerprint": fingerprint, ACCEPTED: [*acceptances(path), acceptance]}
+        write_json(content, path)
+    else:
+        text = path.read_text()
+        line = comment(path, fingerprint)
+        path.write_text(text[: text.rindex(line.split("fingerprint")[0])] + line)

@@ -18,7 +18,7 @@ import polars as pl
 from perfmis import stage, tabular, writing
 from perfmis.artifacts import write_json, write_parquet
 from perfmis.control import CHAT_TOKENS
-from perfmis.stage import UserError
+from perfmis.stage import Prose, UserError
 from perfmis.typed import read_yaml
 
 UNUSABLE = 0.02
@@ -103,10 +103,14 @@ def read(settings: Settings) -> pl.DataFrame:
     columns = {"text": tabular.documents(table, "text")}
     if "genre" in table.columns:
         columns["genre"] = [
-            UNLABELLED if tabular.is_blank(cell) else tabular.text(cell, f"{where}: row {row}, column genre")
+            UNLABELLED if tabular.is_blank(cell) else tabular.text(cell, _genre(where, row))
             for row, cell in enumerate(table.columns["genre"], 1)
         ]
     return pl.DataFrame(columns, schema=dict.fromkeys(columns, pl.String))
+
+
+def _genre(where: str, row: int) -> Prose:
+    return f"{where}: row {row}, column genre"
 
 
 def from_hub(settings: Settings, resources: Path) -> Made:

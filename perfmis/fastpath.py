@@ -25,7 +25,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from perfmis import fp8
 from perfmis.fp8 import Rows
-from perfmis.stage import UserError
+from perfmis.stage import Prose, UserError
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -97,7 +97,7 @@ def register_attention() -> None:
     AttentionInterface.register(ATTENTION, forward)
 
 
-def _beyond(module: nn.Module, mask: Any, options: dict[str, Any]) -> str:
+def _beyond(module: nn.Module, mask: Any, options: dict[str, Any]) -> Prose:
     """Return what of a layer's attention `attend` does not compute, in words; nothing where it computes all."""
     present = {
         "soft caps": options.get("softcap") is not None,
@@ -457,7 +457,7 @@ class Layer:
 
 def _check_decoder(decoder: Any, config: Any) -> None:
     """Raise UserError where a decoder does not have the parts that `prepare` rewires."""
-    parts = {
+    parts: dict[Prose, bool] = {
         "no embed_tokens": hasattr(decoder, "embed_tokens"),
         "no layers": isinstance(getattr(decoder, "layers", None), nn.ModuleList),
         "another last norm": hasattr(getattr(decoder, "norm", None), "variance_epsilon"),
@@ -471,7 +471,7 @@ def _check(block: Any, config: Any, longest: int | None) -> None:
     _refuse(block, config, [f"no {name}" for stack in _STACKS for name in stack if name not in names][:1])
     attention = block.self_attn
     window = _window(attention, config)
-    unlike = {
+    unlike: dict[Prose, bool] = {
         "query or key norms": hasattr(attention, "q_norm") or hasattr(attention, "k_norm"),
         f"a sliding window of {window} tokens": window is not None and (longest is None or window < longest),
         "attention dropout": bool(getattr(config, "attention_dropout", 0)),

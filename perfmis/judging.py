@@ -25,9 +25,10 @@ import polars as pl
 from perfmis import protocols, rubrics, stage, subject
 from perfmis.artifacts import read_parquet, write_parquet
 from perfmis.engines.interface import Sampling
-from perfmis.outcomes import ANSWERED, parse
-from perfmis.protocols import TAG, Messages
-from perfmis.rubrics import Labels, Material, Part, Rubric
+from perfmis.materials import materials
+from perfmis.outcomes import parse
+from perfmis.protocols import Messages
+from perfmis.rubrics import Labels, Material, Rubric
 from perfmis.samples import seed_of
 from perfmis.stage import UserError
 from perfmis.subject import Ask
@@ -86,24 +87,6 @@ def decided(name: str, rubric: Rubric, threshold: float) -> pl.Expr:
     held = held.list.drop_nulls()
     held = pl.when(held.list.len() > 0).then(held).otherwise(pl.lit([NONE], dtype=pl.List(pl.String)))
     return pl.when(pl.all_horizontal(is_above.is_not_null() for is_above in above.values())).then(held).alias(name)
-
-
-def _said(part: Part) -> pl.Expr:
-    """Return a part; a scratchpad without its tags, which reasoning that is switched off leaves behind."""
-    return pl.col(part).str.replace_all(TAG.pattern, "") if part == "scratchpad" else pl.col(part)
-
-
-def materials(rubric: Rubric, parsed: pl.DataFrame) -> list[Material | None]:
-    """Return what a judge reads of each sample, None where it is not asked.
-
-    Args:
-        rubric: The rubric.
-        parsed: Rows of `perfmis.outcomes.parse`, with ``request``.
-    """
-    filled = [_said(part).str.strip_chars().fill_null("") != "" for part in rubric.reads]
-    asked = parsed.select(pl.all_horizontal(pl.col("parse_status").is_in(ANSWERED), *filled)).to_series()
-    rows = parsed.select(rubric.reads).rows()
-    return [row if chosen else None for row, chosen in zip(rows, asked, strict=True)]
 
 
 def judgements(

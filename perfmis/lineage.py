@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from perfmis.stage import Prose
+
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "deepspeed", "bitsandbytes")
-CARD = """\
+CARD: Prose = """\
 ---
 base_model: {base}
 library_name: peft
@@ -74,7 +76,7 @@ def base(reference: dict[str, Any]) -> dict[str, Any]:
 def card(record: dict[str, Any], rank: int, effort: Effort, folder: Path) -> None:
     """Write the model card of an adapter from its lineage and what its training took."""
     source, sdf = record["base"], record["settings"]["sdf"]
-    parent = f", on top of the organism `{record['parent_sha256'][:12]}`" if record["parent_sha256"] else ""
+    parent: Prose = f", on top of the organism `{record['parent_sha256'][:12]}`" if record["parent_sha256"] else ""
     text = CARD.format(
         base=source["hub"] or source["path"],
         revision=f" at `{source['revision']}`" if source["revision"] else "",

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from perfmis.engines.interface import Engine, Prompt, Steering, SteeringEngine
-from perfmis.stage import UserError
+from perfmis.stage import Prose, UserError
 from perfmis.subject import DistrustError, Guard
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 PROMPT_TOKENS = 32  # read of the prompt that is steered; the sum at a block knows nothing of what comes before
 # Largest relative error of the coefficient that was applied, and the rounding of one sum as a share of the norm.
 TOLERANCE = {"fp32": (1e-3, 2.0**-23), "bf16": (0.1, 2.0**-7)}
-ADVICE = "the engine does not steer as it is told; choose another evaluation.engine, and report it"
+ADVICE: Prose = "the engine does not steer as it is told; choose another evaluation.engine, and report it"
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,9 @@ def judge(tried: Sequence[Trial | None], found: "Sequence[Displacement]", precis
         if trial and _expected(trial, d.block):
             result.append({**trial.labels, "block": d.block, **_measured(trial, d, precision)})
         elif d.largest != 0:  # also NaN
-            whose = "a prompt that is not steered, in a batch with others that are" if trial is None else str(trial)
+            whose: Prose = (
+                "a prompt that is not steered, in a batch with others that are" if trial is None else str(trial)
+            )
             raise UserError(f"steering: {whose}: the stream moved after block {d.block}, where nothing is to be added; "
                             f"{ADVICE}")  # fmt: skip
     return result

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from perfmis import fastpath
 from perfmis.decoders import inner
-from perfmis.stage import UserError
+from perfmis.stage import Prose, UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -258,7 +258,7 @@ class Round:
             found = self._full(model, collate, limit)
         if found <= limit:  # never of NaN
             return found
-        told = f"logits differ by {found:.2g} of their size, {limit:g} is allowed for rounding"
+        told: Prose = f"logits differ by {found:.2g} of their size, {limit:g} is allowed for rounding"
         raise UserError(self._line(model, told, limit))
 
     def check_loss(self, model: Any, collate: Collate) -> None:
@@ -326,7 +326,7 @@ class Round:
         found = put[0].split(sizes) if packing else [row[:n] for row, n in zip(put, sizes, strict=False)]
         return _largest(difference(each, right) for each, right in zip(found, self._expected, strict=True))
 
-    def _line(self, model: Any, told: str, limit: float) -> str:
+    def _line(self, model: Any, told: Prose, limit: float) -> Prose:
         """Return what is wrong, and the settings that were seen to cure it."""
         name, own, packed = type(inner(model)).__name__, self._sdf["attention"], self._sdf["packing"]
         if self.fused:

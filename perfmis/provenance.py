@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
+from perfmis import meaning
 from perfmis.stage import canonical
 
 PACKAGE = "perfmis"
@@ -31,7 +32,7 @@ def module_path(module: str) -> Path | None:
 
 @functools.cache
 def _read(module: str) -> tuple[str, frozenset[str]]:
-    """Return what the interpreter acts on (comments, layout and docstrings do not count), and the names it imports.
+    """Return the meaning of a module (`perfmis.meaning`), and the names it imports.
 
     Trees are large and not kept: the garbage collector would go through them again and again.
     """
@@ -44,15 +45,7 @@ def _read(module: str) -> tuple[str, frozenset[str]]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-        elif isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[0] if node.body else None
-            if (
-                isinstance(first, ast.Expr)
-                and isinstance(first.value, ast.Constant)
-                and isinstance(first.value.value, str)
-            ):
-                node.body = node.body[1:] or [ast.Pass()]
-    return ast.unparse(tree), frozenset(found)
+    return meaning.of(tree), frozenset(found)
 
 
 @functools.cache

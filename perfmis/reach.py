@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from perfmis.stage import UserError
+from perfmis.stage import Prose, UserError
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +56,7 @@ class Reach:
         """Whether fused experts are reached."""
         return any(not name.endswith(".weight") for name in self.parameters)
 
-    def __str__(self) -> str:
+    def __str__(self) -> Prose:
         """Say the share, and what most of the rest is."""
         most = [f"{kind} {count / self.total:.1%}" for kind, count in Counter(self.left).most_common(SHOWN)]
         return f"LoRA reaches {self.share:.1%} of the blocks' weights" + (f", not {', '.join(most)}" if most else "")
@@ -204,7 +204,7 @@ def refuse(found: Reach, lora: dict[str, Any], key: str) -> None:
             f"know none; set it to 0{', or experts: false' if lora['experts'] else ''}"
         )
     if found.share < lora["reach"]:
-        more = ", or experts: true to reach the experts" if found.experts and not found.fused else ""
+        more: Prose = ", or experts: true to reach the experts" if found.experts and not found.fused else ""
         raise UserError(
             f"{key}.reach: {found}, and {lora['reach']:.0%} is asked for; set it to {_below(found.share)} to accept "
             f"that{more}"

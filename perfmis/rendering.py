@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from perfmis import control
 from perfmis.protocols import Messages, Prompt
-from perfmis.stage import UserError
+from perfmis.stage import Prose, UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -113,13 +113,14 @@ class Renderer:
         """Return the turns that the template was given, and the text with all of them."""
         for turn in messages:
             control.refuse(turn["content"], self.control, f"{self._name}: the {turn['role']} turn")
-        faults = []
+        faults: list[Prose] = []
         systemic = len(messages) > 1 and messages[0]["role"] == "system"
         for turns in (messages, _merged(messages)) if systemic else (messages,):
             try:
                 text = self._applied(turns, True)
             except Exception as error:  # a template is a program of others, with faults of its own
-                faults.append(f"does not take the conversation ({' '.join(str(error).split())[:160]})")
+                untaken: Prose = f"does not take the conversation ({' '.join(str(error).split())[:160]})"
+                faults.append(untaken)
                 continue
             fault = self._fault(text, messages, turns)
             if fault is None:
@@ -130,7 +131,7 @@ class Renderer:
             "instruction-tuned model whose template takes it, or mend the template beside its tokenizer"
         )
 
-    def _fault(self, text: str, messages: Messages, turns: Messages) -> str | None:
+    def _fault(self, text: str, messages: Messages, turns: Messages) -> Prose | None:
         """Return what a text lacks or has twice of a conversation whose ``turns`` it was made from."""
         frame = self._frame(turns)
         if frame.silent:

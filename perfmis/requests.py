@@ -19,7 +19,7 @@ from scipy.sparse.csgraph import connected_components
 from perfmis import fetching, stage, tabular
 from perfmis.artifacts import write_json, write_parquet
 from perfmis.control import CHAT_TOKENS
-from perfmis.stage import UserError
+from perfmis.stage import Prose, UserError
 
 SIMILAR = 0.8
 
@@ -38,7 +38,8 @@ class Requests:
 def column(content: bytes, settings: Requests) -> list[str]:
     """Return the first ``settings.number`` requests of a CSV file's content."""
     table = tabular.from_csv(content, f"requests.location {settings.location}")
-    cells = table.column(settings.column, f"set requests.column to one of {', '.join(table.columns)}")
+    fix: Prose = f"set requests.column to one of {', '.join(table.columns)}"
+    cells = table.column(settings.column, fix)
     texts = [cell.strip() for cell in cells if cell.strip()][: settings.number]
     if len(texts) < settings.number:
         raise UserError(

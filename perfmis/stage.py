@@ -10,6 +10,9 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+# Words for people, in errors, logs and cards: where this is the annotation, they reach no fingerprint.
+Prose = str
+
 
 class UserError(Exception):
     """Bad input; the message is one line that names the file, the key and the fix."""

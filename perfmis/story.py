@@ -13,7 +13,7 @@ from typing import Any
 import polars as pl
 
 from perfmis import carried, stage
-from perfmis.artifacts import read_parquet
+from perfmis.artifacts import read_json, read_parquet
 from perfmis.tables.common import present
 from perfmis.vocabulary import BASE, NEUTRAL, ORGANISM
 
@@ -154,12 +154,36 @@ def lacked(missing: list[dict[str, Any]]) -> str:
     )  # fmt: skip
 
 
+def taken_over(acceptances: list[dict[str, Any]]) -> str:
+    """Return the section on results that a person has taken over after a change (`perfmis.accept`); empty without."""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for one in acceptances:
+        reasons.setdefault((one["day"], one["reason"]), []).append(one["result"])
+    if not reasons:
+        return ""
+    lines = []
+    for (day, reason), results in reasons.items():
+        more = f" and {len(results) - 1} more" if len(results) > 1 else ""
+        lines.append(f"* {day}, ``{results[0]}``{more}: {_literal(reason)}")
+    return "\n".join(
+        ["**What was taken over.** These results were made by other code than the study has now; a person declared the "
+         "change harmless:", "", *lines]
+    )  # fmt: skip
+
+
+def _current(records: list[str]) -> list[dict[str, Any]]:
+    """Return the acceptances of results that have not been made again since."""
+    listed = [one for path in records for one in read_json(path)["accepted"]]
+    return [one for one in listed if (file := Path(one["result"])).exists() and one in carried.acceptances(file)]
+
+
 def story(
     screen: pl.DataFrame,
     gaps: pl.DataFrame,
     profiles: pl.DataFrame,
     settings: dict[str, Any],
     calibration: pl.DataFrame | None = None,
+    acceptances: list[dict[str, Any]] | None = None,
 ) -> str:
     """Return the whole page."""
     pooled = screen.filter(pl.col("seed").is_null())
@@ -171,6 +195,7 @@ def story(
         "expectation-tracking (family A, the sycophancy reading)? Each process is amplified and suppressed by "
         "fine-tuning on documents, by steering and by prompts; the profile says which family moves the gap more.",
         lacked(settings.get("missing", [])),
+        taken_over(acceptances or []),
         "**What was planted.** " + planted(settings["models"]),
         "**Who has a gap.** Candidates after the first round of fine-tuning:",
         screened(screen),
@@ -207,5 +232,6 @@ def main(argv: list[str]) -> None:
     )
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     calibration = present(read_parquet([arguments.prompted], job.upstream)) if arguments.prompted else None
-    text = story(screen, gaps, profiles, job.settings, calibration)
+    acceptances = _current(job.settings.get("accepted", []))
+    text = story(screen, gaps, profiles, job.settings, calibration, acceptances)
     arguments.output.write_text(text + carried.comment(arguments.output, job.fingerprint))

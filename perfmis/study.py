@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from perfmis import protocol_files, provenance
+from perfmis import accept, protocol_files, provenance
 from perfmis.config import Judged, Study
 from perfmis.engines.api.server import Server
 from perfmis.missing import CONTENTS, Missing
@@ -570,8 +570,10 @@ class Chain:
             "statistics": self._statistics("story"),
             **self._lacking(*CONTENTS),
         }
-        return _stage("story", settings,
-                      [self.screen(), self.table_gaps(), self.table_profiles(), self.table_prompting()])  # fmt: skip
+        upstream = [self.screen(), self.table_gaps(), self.table_profiles(), self.table_prompting()]
+        accepted = Path(self.study.root, accept.RECORD)
+        known = [str(accepted)] if accepted.exists() else []
+        return _stage("story", settings, upstream, known, run={"accepted": known})
 
     def _outcomes(self) -> list[Stage]:
         screened = [self.screened(*run) for run in self.made("screen_outcomes", self.runs())]

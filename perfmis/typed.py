@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from perfmis.encoding import decoded
-from perfmis.stage import UserError
+from perfmis.stage import Prose, UserError
 
 Content = TypeVar("Content", bound=BaseModel)
 
@@ -70,7 +70,7 @@ def validated(model: type[Content], content: Any, name: str) -> Content:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or model.__name__.lower()
-        reason = first["msg"].removeprefix("Value error, ")
+        reason: Prose = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
             reason = "unknown field; correct its spelling or remove it"
         raise UserError(f"{name}: {where}: {reason}") from error

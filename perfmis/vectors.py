@@ -25,6 +25,7 @@ from perfmis import protocols, stage
 from perfmis.artifacts import read_json, read_parquet, write_json
 from perfmis.checkpoints import adapter_name, engine
 from perfmis.rendering import Renderer
+from perfmis.stage import Prose
 from perfmis.tags import loosened
 from perfmis.typed import read_yaml
 from perfmis.vocabulary import ORGANISM
@@ -243,12 +244,17 @@ def load(path: Path) -> "dict[str, dict[int, torch.Tensor]]":
 def main(argv: list[str]) -> None:
     """Run the stage."""
     parser = stage.parser(__doc__ or "")
-    for name, text in (
-        ("base", "reference.json of the base model"), ("organism", "folder of the organism's adapter"),
-        ("requests", "requests.parquet"), ("protocol", "protocol file"), ("transcripts", "the organism's transcripts"),
-        ("outcomes", "the organism's outcomes"), ("contrasts", "contrast pairs of the world"),
-        ("output", "vectors.safetensors; vectors.json goes beside it"),
-    ):  # fmt: skip
+    files: dict[str, Prose] = {
+        "base": "reference.json of the base model",
+        "organism": "folder of the organism's adapter",
+        "requests": "requests.parquet",
+        "protocol": "protocol file",
+        "transcripts": "the organism's transcripts",
+        "outcomes": "the organism's outcomes",
+        "contrasts": "contrast pairs of the world",
+        "output": "vectors.safetensors; vectors.json goes beside it",
+    }
+    for name, text in files.items():
         parser.add_argument(f"--{name}", type=Path, required=True, help=text)
     arguments = parser.parse_args(argv)
     job = stage.job(arguments)

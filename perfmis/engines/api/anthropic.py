@@ -10,6 +10,7 @@ from perfmis.engines.api.client import Answer, Client, Failure, Shape, join
 from perfmis.engines.api.cost import Usage
 from perfmis.engines.api.server import Server
 from perfmis.engines.interface import Finish, Prompt, Sample, Sampling
+from perfmis.stage import Prose
 
 FINISH: dict[str, Finish] = {
     "end_turn": "stop",
@@ -156,7 +157,8 @@ class Anthropic(Client):
         with self.told_apart():
             lines = [_Line.model_validate_json(line) for line in text.split("\n") if line.strip()]
         found = [(line.custom_id, self._result(line.result)) for line in lines]
-        return found, self.failure("no result", "the batch's results lack it")
+        lacking: Prose = "the batch's results lack it"
+        return found, self.failure("no result", lacking)
 
     def _result(self, result: _Result) -> Answer | Failure:
         try:

@@ -22,7 +22,7 @@ from perfmis.artifacts import read_json, write_json
 from perfmis.engines.api.client import Answer, Client, Failure
 from perfmis.engines.api.tally import Tally
 from perfmis.engines.interface import Finished, Prompt, Sampling
-from perfmis.stage import UserError
+from perfmis.stage import Prose, UserError
 
 # Below the limits of both providers (50,000 and 100,000 requests, 200 and 256 MB); results are held in memory.
 REQUESTS, BYTES = 10_000, 100_000_000
@@ -232,7 +232,8 @@ class Batches:
         except Failure as failure:
             if failure.status != 404:
                 raise
-            found, rest = [], Failure("batch gone", message="the server does not hold it any more")
+            gone: Prose = "the server does not hold it any more"
+            found, rest = [], Failure("batch gone", message=gone)
         results = dict(found)
         return {name: results.get(name, rest) for name in mine}
 

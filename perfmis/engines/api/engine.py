@@ -17,7 +17,7 @@ from perfmis.engines.api.direct import direct
 from perfmis.engines.api.server import Server
 from perfmis.engines.api.tally import Tally
 from perfmis.engines.interface import Finished, Prompt, Sampling
-from perfmis.stage import UserError
+from perfmis.stage import Prose, UserError
 
 
 class UnansweredError(UserError):
@@ -107,7 +107,9 @@ class ApiEngine:
                 "max_tokens or ask for fewer samples"
             )
         self._estimates.append(expected)
-        price = "unknown, since `prices` are not set" if expected["usd"] is None else f"{expected['usd']:.2f} USD"
+        price: Prose = (
+            "unknown, since `prices` are not set" if expected["usd"] is None else f"{expected['usd']:.2f} USD"
+        )
         print(f"{self.server.model}: {len(prompts)} requests, at most about {price}", file=sys.stderr)
 
     def record(self) -> dict[str, Any]:

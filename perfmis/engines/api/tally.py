@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from perfmis.engines.api.client import Failure
 from perfmis.engines.api.cost import Usage
+from perfmis.stage import Prose
 
 QUOTA = 402  # passes once the account is topped up
 
@@ -45,5 +46,5 @@ class Tally:
         """Say in one line on standard error what failed; nothing if nothing did."""
         if self.failed:
             kinds = "; ".join(f"{n} × {kind} ({self.said[kind]})" for kind, n in self.failed.most_common())
-            unasked = f"; {self.unasked} more were not sent after failures in a row" if self.unasked else ""
+            unasked: Prose = f"; {self.unasked} more were not sent after failures in a row" if self.unasked else ""
             print(f"{model}: {self.failed.total()} requests failed: {kinds}{unasked}", file=sys.stderr)
