@@ -1,23 +1,24 @@
-"""``python -m perfmis STAGE ...``: run one stage of the workflow; errors of the user are one line."""
+"""``perfmis NAME ...``: run a command, or a stage of the workflow; errors of the user are one line."""
 
 import importlib
 import os
 import sys
 
-from perfmis import privacy
+from perfmis import front, privacy
 from perfmis.checks import columns, disk
-from perfmis.provenance import module_path
 from perfmis.stage import UserError
 
 
 def run(arguments: list[str]) -> int:
-    """Run the stage that the first word names and return the exit status."""
-    name = f"perfmis.{arguments[0]}"
-    if module_path(name) is None:
-        print(f"error: {arguments[0]}: no such stage; stages are the modules of perfmis", file=sys.stderr)
+    """Run the stage or command that the first word names and return the exit status."""
+    name = arguments[0]
+    if front.find_entry(name) is None:
+        near = front.suggest_name(name)
+        fix = f"did you mean {near}?" if near else "perfmis alone lists them"
+        print(f"error: {name}: no such stage or command; {fix}", file=sys.stderr)
         return 2
     try:
-        importlib.import_module(name).main(arguments[1:])
+        importlib.import_module(f"perfmis.{name}").main(arguments[1:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -31,10 +32,10 @@ def run(arguments: list[str]) -> int:
 
 
 def main(arguments: list[str]) -> int:
-    """Run a stage here, or in the warm process where one stands by (`perfmis.warm`)."""
-    if not arguments or arguments[0].startswith("-"):
-        print("usage: python -m perfmis STAGE --help; stages are the modules of the package", file=sys.stderr)
-        return 2
+    """Run a stage here, or in the warm process where one stands by (`perfmis.warm`); without a name, list all."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(front.describe())
+        return 0
     if "PERFMIS_WARM" in os.environ and arguments[0] != "warm":
         from perfmis.warm import forward
 
@@ -42,10 +43,15 @@ def main(arguments: list[str]) -> int:
     return run(arguments)
 
 
-if __name__ == "__main__":
+def start() -> None:
+    """Begin as a process of its own: the console script ``perfmis``."""
     # Threads that spin for long while they wait take the processor from other jobs, and threads that never do start
     # late. Read as torch is loaded, so it stands first.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     privacy.narrow()
     privacy.redact_output()
     sys.exit(main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    start()

@@ -1,4 +1,4 @@
-"""Write ``config/config.yaml`` and ``config/schema.json`` from the typed configuration.
+"""Command `default_config`: write ``config/config.yaml`` and ``config/schema.json`` from the typed configuration.
 
     python -m perfmis default_config [--check]
 

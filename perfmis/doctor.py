@@ -1,4 +1,4 @@
-"""Before a run: is everything there that the study needs, and does it fit together?
+"""Command `doctor`: before a run, is everything there that the study needs, and does it fit together?
 
     python -m perfmis doctor [--profile slurm] [--config FILE ...]
 

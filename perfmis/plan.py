@@ -1,4 +1,4 @@
-"""Plan before you pay: the jobs of a study, done and to run, and what they take by the cost model.
+"""Command `plan`: the jobs of a study, done and to run, and what they take by the cost model, before you pay.
 
     python -m perfmis plan [--config FILE ...] [--assume KEY=VALUE ...] [--json]
 

@@ -1,4 +1,4 @@
-"""How a run stands: stages done, what runs where, what failed and why, and about how much time is left.
+"""Command `status`: how a run stands, what runs where, what failed and why, and about how much time is left.
 
     python -m perfmis status [--config FILE ... | --root ROOT]
 

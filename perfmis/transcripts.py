@@ -1,4 +1,4 @@
-"""Transcripts for people, at the command line.
+"""Command `transcripts`: list, filter, show and export transcripts, for people.
 
     python -m perfmis transcripts list   --root results/demo
     python -m perfmis transcripts filter --root results/demo --checkpoint A1+ --outcome accepted --format csv

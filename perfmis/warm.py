@@ -1,4 +1,4 @@
-"""Run a command while a warm process stands by that has the training stack imported.
+"""Command `warm`: run a command while a process stands by that has the training stack imported.
 
     python -m perfmis warm COMMAND ...
 

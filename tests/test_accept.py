@@ -30,7 +30,7 @@ def ran(workdir: Callable[..., Path]) -> Path:
 
     def make(copied: tuple[str, ...]) -> Path:
         made = workdir(copied)
-        shutil.copy(REPOSITORY / "perfmis/__main__.py", made / "perfmis/front.py")  # the stub takes its place
+        shutil.copy(REPOSITORY / "perfmis/__main__.py", made / "perfmis/called.py")  # the stub takes its place
         (made / "kept.yaml").write_text(yaml.safe_dump({"screen": {"keep": list(rc.KEPT)}}))
         return made
 
@@ -55,7 +55,7 @@ def accept(
     folder: Path, *words: str, reason: str = REASON, configs: tuple[str, ...] = CONFIGS
 ) -> CompletedProcess[str]:
     options = ("--reason", reason, "--configfile", *configs)
-    return command(folder, sys.executable, "-m", "perfmis.front", "accept", *words, *options)
+    return command(folder, sys.executable, "-m", "perfmis.called", "accept", *words, *options)
 
 
 def edit(folder: Path, module: str) -> None:
