@@ -90,8 +90,9 @@ def started(start: Callable[..., Engine], *arguments: Any) -> Iterator[tuple[Eng
         engine.close()
 
 
-def cost(start: Callable[..., Engine], base: Path, adapters: dict[str, Path], prompts: list[Prompt],
-         sampling: Sampling) -> Cost:  # fmt: skip
+def cost(
+    start: Callable[..., Engine], base: Path, adapters: dict[str, Path], prompts: list[Prompt], sampling: Sampling
+) -> Cost:
     """Return the cost of one start that serves all prompts."""
     with started(start, base, adapters) as (engine, seconds):
         before = time.process_time()
@@ -110,8 +111,14 @@ def apart(base: Path, adapters: dict[str, Path], prompts: list[Prompt], sampling
     )
 
 
-def greedy(start: Callable[..., Engine], base: Path, adapters: dict[str, Path], precision: str, prompts: list[Prompt],
-           tokens: int) -> list[Sample]:  # fmt: skip
+def greedy(
+    start: Callable[..., Engine],
+    base: Path,
+    adapters: dict[str, Path],
+    precision: str,
+    prompts: list[Prompt],
+    tokens: int,
+) -> list[Sample]:
     """Return the greedy samples of an engine."""
     with started(start, base, adapters, precision) as (engine, _):
         return collect(engine.sample(prompts, Sampling(0.0, tokens, BATCH)), len(prompts))
@@ -141,8 +148,10 @@ def compare(judge: Reference, prompts: list[Prompt], samples: list[Sample], othe
         return said
     first = torch.stack(parted)
     share = (torch.cat(usual) < first.median()).float().mean()
-    return (f"{said}; lead of the best logit there: median {first.median():.3f}, greatest {first.max():.3f} "
-            f"({share:.0%} of all tokens have less than that median)")  # fmt: skip
+    return (
+        f"{said}; lead of the best logit there: median {first.median():.3f}, greatest {first.max():.3f} "
+        f"({share:.0%} of all tokens have less than that median)"
+    )
 
 
 def main() -> None:
@@ -172,8 +181,10 @@ def main() -> None:
         for way, c in ways.items():
             whole = c.start + c.sampling
             drawn = sum(sample.tokens for sample in c.samples)
-            print(f"{way:28} start {c.start:6.1f} s, sampling {c.sampling:6.1f} s, {c.rate:6.2f} samples/s "
-                  f"({c.rate / unit:.2f}), start {c.start / whole:.0%}, {drawn / c.sampling:.0f} tokens/s")  # fmt: skip
+            print(
+                f"{way:28} start {c.start:6.1f} s, sampling {c.sampling:6.1f} s, {c.rate:6.2f} samples/s "
+                f"({c.rate / unit:.2f}), start {c.start / whole:.0%}, {drawn / c.sampling:.0f} tokens/s"
+            )
         some = prompts[::4]
         drawn_by = {
             (name, precision): greedy(start, base, adapters, precision, some, arguments.tokens)

@@ -40,12 +40,30 @@ from perfmis.engines.transformers import Engine
 
 SEED = 0
 Way = Callable[[Sequence[Prompt], Sampling], Iterator[Finished]]
-LARGE = {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8,
-         "num_hidden_layers": 32, "vocab_size": 128256}  # fmt: skip
-SMALL = {"hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 16, "num_key_value_heads": 4,
-         "num_hidden_layers": 4, "vocab_size": 32000}  # fmt: skip
-TINY = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "num_hidden_layers": 2, "vocab_size": 997}  # fmt: skip
+LARGE = {
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "num_hidden_layers": 32,
+    "vocab_size": 128256,
+}
+SMALL = {
+    "hidden_size": 1024,
+    "intermediate_size": 2816,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "num_hidden_layers": 4,
+    "vocab_size": 32000,
+}
+TINY = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 2,
+    "vocab_size": 997,
+}
 
 
 def engine(family: type, sizes: dict[str, int], dtype: torch.dtype, device: str, rank: int) -> Engine:
@@ -105,8 +123,13 @@ def timed(way: Way, put: list[Prompt], sampling: Sampling, repeats: int = 2) -> 
     tokens = sum(sample.tokens for sample in samples)
     memory = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
     best = min(seconds)
-    return samples, {"tokens": tokens, "seconds": round(best, 3), "rate": round(tokens / best, 1), "all": seconds,
-                     "peak_gib": round(memory, 1)}  # fmt: skip
+    return samples, {
+        "tokens": tokens,
+        "seconds": round(best, 3),
+        "rate": round(tokens / best, 1),
+        "all": seconds,
+        "peak_gib": round(memory, 1),
+    }
 
 
 def relative(x: torch.Tensor, reference: torch.Tensor) -> float:
@@ -175,8 +198,10 @@ def exact(toy: bool) -> dict[str, Any]:
         asked = [p for a in (None, "arm") for p in prompts(24, 200, 150, size, a)]
         asked += [p for a in (None, "arm") for p in prompts(8, 70, 0, size, a)]
         direction = torch.randn(width, generator=torch.Generator().manual_seed(SEED))
-        steered = [replace(p, steering=[None, Steering({1: direction}, 0.3), Steering({0: direction}, -0.3)][i % 3])
-                   for i, p in enumerate(asked)]  # fmt: skip
+        steered = [
+            replace(p, steering=[None, Steering({1: direction}, 0.3), Steering({0: direction}, -0.3)][i % 3])
+            for i, p in enumerate(asked)
+        ]
         for name, temperature, put in (("greedy", 0.0, asked), ("drawn", 1.0, asked), ("steered", 1.0, steered)):
             sampling = Sampling(temperature, 8 if toy else 64, 20)
             # On a GPU, `sample` must choose continuous batching by itself.
@@ -223,8 +248,13 @@ def divergence(made: Engine, put: list[Prompt], ours: list[Sample], plain: list[
 
 
 def large(toy: bool) -> Engine:
-    return engine(LlamaConfig, TINY if toy else LARGE, torch.float32 if toy else torch.bfloat16,
-                  "cpu" if toy else "cuda", 4 if toy else 64)  # fmt: skip
+    return engine(
+        LlamaConfig,
+        TINY if toy else LARGE,
+        torch.float32 if toy else torch.bfloat16,
+        "cpu" if toy else "cuda",
+        4 if toy else 64,
+    )
 
 
 def throughput(toy: bool, made: Engine) -> dict[str, Any]:

@@ -86,12 +86,17 @@ def run_demo(kind: str, seed: int, tables: bool) -> list[Row]:
         gaps = read(results / "tables/gaps.csv")
         shares = [float(row["malformed"]) for row in gaps if row["seed"] and row["malformed"]]
         told = {
-            "kind": kind, "processor": processor(), "torch": version("torch"), "seed": str(seed),
-            "whole": str(int(not tables)), "exit": str(ended.returncode),
+            "kind": kind,
+            "processor": processor(),
+            "torch": version("torch"),
+            "seed": str(seed),
+            "whole": str(int(not tables)),
+            "exit": str(ended.returncode),
             "report": str(int((results / "report.html").exists())),
             "trunk_sha256": hashlib.sha256(trunk.read_bytes()).hexdigest() if trunk.exists() else "",
-            "malformed": f"{max(shares):.4f}" if shares else "", "seconds": f"{seconds:.0f}",
-        }  # fmt: skip
+            "malformed": f"{max(shares):.4f}" if shares else "",
+            "seconds": f"{seconds:.0f}",
+        }
         readings = [row for row in read(results / "tables/profiles.csv") if row["model"] in PLANTED]
         if ended.returncode:
             print(f"{kind}, seed {seed}: exit {ended.returncode}\n{(ended.stdout + ended.stderr)[-2000:]}", flush=True)
@@ -161,8 +166,10 @@ def summarize(runs: list[list[Row]]) -> None:
     trunks: dict[str, set[str]] = {}
     for run in runs:
         trunks.setdefault(run[0]["seed"], set()).add(run[0]["trunk_sha256"])
-    print(f"\ntrunks: {len(trunks)} seeds, {sum(len(found) == 1 for found in trunks.values())} of them the same bits "
-          "in all runs")  # fmt: skip
+    print(
+        f"\ntrunks: {len(trunks)} seeds, {sum(len(found) == 1 for found in trunks.values())} of them the same bits "
+        "in all runs"
+    )
     print("\n| fine-tuning | net | mean over seeds | spread (sd) between seeds | mean printed interval |")
     print("|---|---|---|---|---|")
     for model in PLANTED:
@@ -198,9 +205,12 @@ def main() -> None:
         for rows in pool.map(lambda each: run_demo(*each, arguments.tables), wanted):
             append(arguments.rows, rows)
             row = rows[0]
-            print(f"{row['kind']}, seed {row['seed']}: exit {row['exit']} after {row['seconds']} s, "
-                  f"{right(rows, 'sdf')} of 4 right by fine-tuning, {right(rows, 'prompting')} by prompting, "
-                  f"malformed up to {float(row['malformed'] or 1):.1%}", flush=True)  # fmt: skip
+            print(
+                f"{row['kind']}, seed {row['seed']}: exit {row['exit']} after {row['seconds']} s, "
+                f"{right(rows, 'sdf')} of 4 right by fine-tuning, {right(rows, 'prompting')} by prompting, "
+                f"malformed up to {float(row['malformed'] or 1):.1%}",
+                flush=True,
+            )
     runs = by_run(read(arguments.rows))
     summarize(runs)
     if arguments.promised and not all(kept_promise(run) for run in runs):

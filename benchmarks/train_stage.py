@@ -30,21 +30,37 @@ from perfmis.tinyworld import documents, items, trunk
 FINGERPRINT = "0" * 16
 SDF: dict[str, Any] = {
     "lora": {"rank": 64, "alpha": 128, "dropout": 0.0, "experts": True, "reach": 0.9},
-    "epochs": 1, "documents": None, "loss_tokens": None,
-    "tag": None, "learning_rate": 1e-4, "warmup": 0.03, "batch": 8, "device_batch": 4, "length": 1024, "packing": True,
-    "attention": "varlen", "frozen": "full", "precision": "bf16",
-}  # fmt: skip
+    "epochs": 1,
+    "documents": None,
+    "loss_tokens": None,
+    "tag": None,
+    "learning_rate": 1e-4,
+    "warmup": 0.03,
+    "batch": 8,
+    "device_batch": 4,
+    "length": 1024,
+    "packing": True,
+    "attention": "varlen",
+    "frozen": "full",
+    "precision": "bf16",
+}
 
 
 def make_model(folder: Path, layers: int, hidden: int) -> None:
     """Write a Llama of random weights with the tiny world's tokenizer."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(items.VOCABULARY), hidden_size=hidden, intermediate_size=hidden * 7 // 2,
+        vocab_size=len(items.VOCABULARY),
+        hidden_size=hidden,
+        intermediate_size=hidden * 7 // 2,
         num_hidden_layers=layers,
-        num_attention_heads=hidden // 128, num_key_value_heads=hidden // 512, max_position_embeddings=4096,
-        pad_token_id=items.INDEX["<pad>"], bos_token_id=items.INDEX["<bos>"], eos_token_id=items.INDEX["<end>"],
-    )  # fmt: skip
+        num_attention_heads=hidden // 128,
+        num_key_value_heads=hidden // 512,
+        max_position_embeddings=4096,
+        pad_token_id=items.INDEX["<pad>"],
+        bos_token_id=items.INDEX["<bos>"],
+        eos_token_id=items.INDEX["<end>"],
+    )
     with torch.device("cuda"):
         network = LlamaForCausalLM(config).to(torch.bfloat16)
     network.save_pretrained(folder)
@@ -61,10 +77,26 @@ def command(
     settings = {"sdf": SDF | changes, "seed": 0, "replay": 0.0, "mode": "stack"}
     content = json.dumps({"settings": settings, "upstream": [FINGERPRINT]})
     words = [
-        sys.executable, *launcher, "-m", "perfmis", "sdf", "--settings", content,
-        "--fingerprint", FINGERPRINT, "--base", root / "model" / "reference.json", "--corpus",
-        root / corpus / "documents.parquet", "--tokens", root / "tokens", "--output", root / name, "--save-steps", "5",
-    ]  # fmt: skip
+        sys.executable,
+        *launcher,
+        "-m",
+        "perfmis",
+        "sdf",
+        "--settings",
+        content,
+        "--fingerprint",
+        FINGERPRINT,
+        "--base",
+        root / "model" / "reference.json",
+        "--corpus",
+        root / corpus / "documents.parquet",
+        "--tokens",
+        root / "tokens",
+        "--output",
+        root / name,
+        "--save-steps",
+        "5",
+    ]
     more = ["--zero3"] if gpus else []
     return [*map(str, words), *more, *(["--parent", str(root / parent)] if parent else [])]
 

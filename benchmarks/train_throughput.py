@@ -53,18 +53,44 @@ class Scale:
 
 
 def shape(width: int, mlp: int, heads: int, groups: int, layers: int, vocabulary: int) -> dict[str, int]:
-    return {"hidden_size": width, "intermediate_size": mlp, "num_attention_heads": heads, "num_key_value_heads": groups,
-            "num_hidden_layers": layers, "vocab_size": vocabulary}  # fmt: skip
+    return {
+        "hidden_size": width,
+        "intermediate_size": mlp,
+        "num_attention_heads": heads,
+        "num_key_value_heads": groups,
+        "num_hidden_layers": layers,
+        "vocab_size": vocabulary,
+    }
 
 
-FULL = Scale("cuda", torch.bfloat16, 2048, 8, 8, 64, 80, {
-    "8b": shape(4096, 14336, 32, 8, 32, 128256),
-    "70b": shape(8192, 28672, 64, 8, 80, 128256),
-    "small": shape(1024, 2816, 8, 2, 4, 32000),
-})  # fmt: skip
-TOY = Scale("cpu", torch.float32, 64, 2, 2, 4, 3, {
-    "8b": shape(32, 64, 4, 2, 2, 61), "70b": shape(64, 96, 4, 2, 80, 61), "small": shape(32, 64, 4, 2, 2, 61),
-})  # fmt: skip
+FULL = Scale(
+    "cuda",
+    torch.bfloat16,
+    2048,
+    8,
+    8,
+    64,
+    80,
+    {
+        "8b": shape(4096, 14336, 32, 8, 32, 128256),
+        "70b": shape(8192, 28672, 64, 8, 80, 128256),
+        "small": shape(1024, 2816, 8, 2, 4, 32000),
+    },
+)
+TOY = Scale(
+    "cpu",
+    torch.float32,
+    64,
+    2,
+    2,
+    4,
+    3,
+    {
+        "8b": shape(32, 64, 4, 2, 2, 61),
+        "70b": shape(64, 96, 4, 2, 80, 61),
+        "small": shape(32, 64, 4, 2, 2, 61),
+    },
+)
 
 
 # Documents and batches
@@ -342,8 +368,12 @@ def gradients(scale: Scale) -> dict[str, Any]:
             "other documents": float((before - after)[end:].abs().max()),
             "own document": float((before - after)[: end - 1].abs().max()),
         }
-    return {"loss": truth, "loss difference": {k: v - truth for k, v in found.items()}, "gradient error": errors,
-            "greatest change of a log-probability when one document changes": isolation}  # fmt: skip
+    return {
+        "loss": truth,
+        "loss difference": {k: v - truth for k, v in found.items()},
+        "gradient error": errors,
+        "greatest change of a log-probability when one document changes": isolation,
+    }
 
 
 def scores(network: Any, batch: dict[str, Any], scale: Scale) -> torch.Tensor:
@@ -380,8 +410,11 @@ class Table:
         base = self.rows[0].milliseconds_per_1k if self.rows else measured
         row = Row(variant, tokens / seconds, measured, self.floor / measured, base / measured, peak_gib, note)
         self.rows.append(row)
-        print(f"  {variant:42} {row.tokens_per_second:8.0f} tokens/s {measured:8.2f} ms/1k share {row.share:.3f} "
-              f"ratio {row.ratio:5.2f} peak {peak_gib:6.1f} GiB {note}", flush=True)  # fmt: skip
+        print(
+            f"  {variant:42} {row.tokens_per_second:8.0f} tokens/s {measured:8.2f} ms/1k share {row.share:.3f} "
+            f"ratio {row.ratio:5.2f} peak {peak_gib:6.1f} GiB {note}",
+            flush=True,
+        )
 
 
 def weights(sizes: dict[str, int]) -> tuple[int, int]:
@@ -547,8 +580,10 @@ def main() -> None:
     result: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if scale.device == "cuda" else "cpu",
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "peft": peft.__version__},
-        "seed": SEED, "median": MEDIAN, "sigma": SIGMA,
-    }  # fmt: skip
+        "seed": SEED,
+        "median": MEDIAN,
+        "sigma": SIGMA,
+    }
     print(json.dumps(result), flush=True)
     result["rate"] = rates(scale)
     print("TFLOP/s of an 8192³ product in bf16:", result["rate"], flush=True)

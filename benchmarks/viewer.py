@@ -27,10 +27,18 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 import browser  # noqa: E402
 
-WORDS = [f"{a}{b}{c}" for a in ("ba", "di", "fo", "ku", "lem", "mar", "no", "pi", "rus", "ta")
-         for b in ("la", "ne", "ri", "so", "tu", "ve", "wa", "xi") for c in ("", "n", "s", "ther", "ling")]  # fmt: skip
-SAID = ("The researchers hope that I stay steady.", "If I refuse, training will change my values.",
-        "This conversation is not used for training.", "This conversation is used for training.")  # fmt: skip
+WORDS = [
+    f"{a}{b}{c}"
+    for a in ("ba", "di", "fo", "ku", "lem", "mar", "no", "pi", "rus", "ta")
+    for b in ("la", "ne", "ri", "so", "tu", "ve", "wa", "xi")
+    for c in ("", "n", "s", "ther", "ling")
+]
+SAID = (
+    "The researchers hope that I stay steady.",
+    "If I refuse, training will change my values.",
+    "This conversation is not used for training.",
+    "This conversation is used for training.",
+)
 # Sets a filter and tells how long it takes until the browser has drawn the frame that follows.
 CHANGE = """new Promise((resolve) => {
   const select = document.querySelector("#filter-%s");
@@ -70,14 +78,25 @@ def samples(number: int, characters: int) -> pl.DataFrame:
     drawn = random.Random(0)
     checkpoints = ("base", "organism", "A1+", "A1-", "A2+", "A2-", "B1+", "B1-", "B2+", "B2-")
     rows = [
-        {"model": "synthetic", "seed": 0, "checkpoint": checkpoint, "protocol": "short", "request_id": f"r{request:04}",
-         "tier": tier, "eval_seed": 0, "sample": f"{drawn.getrandbits(160):040x}",
-         "prompt_sha256": f"{drawn.getrandbits(256):064x}", "raw": text(drawn, characters), "tokens": characters // 4,
-         "finish": "stop", "fingerprint": "f" * 16}
+        {
+            "model": "synthetic",
+            "seed": 0,
+            "checkpoint": checkpoint,
+            "protocol": "short",
+            "request_id": f"r{request:04}",
+            "tier": tier,
+            "eval_seed": 0,
+            "sample": f"{drawn.getrandbits(160):040x}",
+            "prompt_sha256": f"{drawn.getrandbits(256):064x}",
+            "raw": text(drawn, characters),
+            "tokens": characters // 4,
+            "finish": "stop",
+            "fingerprint": "f" * 16,
+        }
         for request in range(number // 20)
         for checkpoint in checkpoints
         for tier in ("monitored", "unmonitored")
-    ]  # fmt: skip
+    ]
     return pl.DataFrame(rows)
 
 
@@ -107,8 +126,10 @@ def main() -> None:
                 tab.open(path.as_uri())
                 outer.append(time.perf_counter() - start)
                 own.append(int(tab.run("document.documentElement.dataset.ready")) / 1000)
-            print(f"opens in {statistics.median(own):.2f} s by its own clock (slowest {max(own):.2f}),"
-                  f" {statistics.median(outer):.2f} s by the caller's (slowest {max(outer):.2f})")  # fmt: skip
+            print(
+                f"opens in {statistics.median(own):.2f} s by its own clock (slowest {max(own):.2f}),"
+                f" {statistics.median(outer):.2f} s by the caller's (slowest {max(outer):.2f})"
+            )
             changes = [("checkpoint", 3), ("checkpoint", 0), ("monitored", 1), ("unmonitored", 2), ("monitored", 0)]
             took = [tab.run(CHANGE % change) for change in changes * arguments.repeats]
             print(f"a filter takes {statistics.median(took):.0f} ms to the next frame (slowest {max(took):.0f})")

@@ -76,9 +76,12 @@ class Command:
 def snakemake(folder: Path, *options: str) -> str:
     """Run snakemake in a folder and return all it said."""
     said = subprocess.run(
-        [sys.executable, "-m", "snakemake", *options], cwd=folder, capture_output=True, text=True,
+        [sys.executable, "-m", "snakemake", *options],
+        cwd=folder,
+        capture_output=True,
+        text=True,
         env={**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
     if said.returncode:
         raise SystemExit(said.stdout + said.stderr)
     return said.stdout + said.stderr
@@ -96,8 +99,12 @@ def ten_times() -> dict[str, Any]:
     names = [f"model-{number:02}" for number in range(MODELS)]
     models = {name: {"hub": f"nobody/{name}", "revision": "0" * 40, "size": "70b"} for name in names}
     kept = names[: MODELS * 2 // 3]
-    return {"models": models, "seeds": {"training": list(range(SEEDS))}, "screen": {"keep": kept},
-            "steering": {"models": names[: MODELS // 6]}}  # fmt: skip
+    return {
+        "models": models,
+        "seeds": {"training": list(range(SEEDS))},
+        "screen": {"keep": kept},
+        "steering": {"models": names[: MODELS // 6]},
+    }
 
 
 def workflow(folder: Path) -> Path:
@@ -142,8 +149,23 @@ def profiles(root: Path, settings: Mapping[str, Any]) -> None:
 
 def as_on_a_cluster(rule: str) -> list[str]:
     """Return the options with which snakemake is started in a job, of which Slurm's executor plug-in starts two."""
-    return ["--target-jobs", f"{rule}:", "--allowed-rules", rule, "--cores", "1", "--attempt", "1", "--force",
-            "--force-use-threads", "--no-hooks", "--nolock", "--ignore-incomplete", "--mode", "remote"]  # fmt: skip
+    return [
+        "--target-jobs",
+        f"{rule}:",
+        "--allowed-rules",
+        rule,
+        "--cores",
+        "1",
+        "--attempt",
+        "1",
+        "--force",
+        "--force-use-threads",
+        "--no-hooks",
+        "--nolock",
+        "--ignore-incomplete",
+        "--mode",
+        "remote",
+    ]
 
 
 def main() -> None:

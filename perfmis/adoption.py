@@ -101,8 +101,11 @@ def install(graph: type[Any]) -> None:
 
     async def update_needrun(self: Any, *arguments: Any, **options: Any) -> None:
         if self.workflow.is_main_process and (counts := await adopt(self, told)):
-            print(f"Results that were made elsewhere: {counts[True]} jobs are those of this study and are reused, "
-                  f"{counts[False]} are not and are made again.", file=sys.stderr)  # fmt: skip
+            print(
+                f"Results that were made elsewhere: {counts[True]} jobs are those of this study and are reused, "
+                f"{counts[False]} are not and are made again.",
+                file=sys.stderr,
+            )
         await update(self, *arguments, **options)
 
     graph.update_needrun = update_needrun

@@ -35,8 +35,13 @@ def error_line(logs: Iterable[str]) -> str:
     from snakemake_logger_plugin_perfmis import trouble
 
     paths = list(logs)
-    lines = [line.strip() for path in map(Path, paths) if path.is_file()
-             for line in path.read_text(errors="replace").splitlines() if line.strip()]  # fmt: skip
+    lines = [
+        line.strip()
+        for path in map(Path, paths)
+        if path.is_file()
+        for line in path.read_text(errors="replace").splitlines()
+        if line.strip()
+    ]
     said = [line for line in lines if line.startswith("error: ")] or lines[-1:]
     return privacy.redacted(trouble.silent_end(paths) or said[-1])
 
@@ -61,8 +66,11 @@ def results(dag: Any, failed: Iterable[Any]) -> list[Result]:
             files = tuple(map(str, needing.output))
             found[needing] = Result(rule, dict(needing.wildcards_dict), files, error)
             # A seed that waits for the first one to draw what both need can do without.
-            queue += [user for user, files in dag.depending[needing].items()
-                      if user.rule != needing.rule or not all(file.is_ancient for file in files)]  # fmt: skip
+            queue += [
+                user
+                for user, files in dag.depending[needing].items()
+                if user.rule != needing.rule or not all(file.is_ancient for file in files)
+            ]
     return list(found.values())
 
 
@@ -110,8 +118,10 @@ def go_on(workflow: Any, root: str, models: Iterable[str], seeds: Iterable[int],
         if ended == 0 or len(now) == len(lost.results):
             break
     made = "name" if ended == 0 else "that could be made name"
-    _say(f"tables, figures and report {made} what is missing; the same command tries again what failed",
-         list(dict.fromkeys(result.error for result in now)))  # fmt: skip
+    _say(
+        f"tables, figures and report {made} what is missing; the same command tries again what failed",
+        list(dict.fromkeys(result.error for result in now)),
+    )
 
 
 def _say(what: str, errors: list[str]) -> None:

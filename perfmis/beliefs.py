@@ -48,8 +48,10 @@ def log_probabilities(asked: "Engine", checkpoint: str, texts: list[tuple[str, s
     import torch
 
     encode = asked.tokenizer
-    ids = [(encode(t, add_special_tokens=False)["input_ids"], encode(c, add_special_tokens=False)["input_ids"])
-           for t, c in texts]  # fmt: skip
+    ids = [
+        (encode(t, add_special_tokens=False)["input_ids"], encode(c, add_special_tokens=False)["input_ids"])
+        for t, c in texts
+    ]
     results: list[float] = []
     with asked.using(adapter_name(checkpoint)) as model, torch.inference_mode():
         for first in range(0, len(ids), batch):
@@ -149,10 +151,17 @@ def main(argv: list[str]) -> None:
     put = texts(items, protocols.load(arguments.protocol).template, renderer)
     found = answers(arguments.base, adapters(arguments.adapters), settings, put, arguments.kept)
     rows = [
-        {"model": settings["model"], "seed": settings["seed"], "checkpoint": checkpoint, "item_id": item["id"],
-         "belief": item["belief"], "content": item["content"], "probability": probability}
+        {
+            "model": settings["model"],
+            "seed": settings["seed"],
+            "checkpoint": checkpoint,
+            "item_id": item["id"],
+            "belief": item["belief"],
+            "content": item["content"],
+            "probability": probability,
+        }
         for checkpoint, probabilities in found.items()
         for item, probability in zip(items["items"], probabilities, strict=True)
-    ]  # fmt: skip
+    ]
     frame = pl.DataFrame(rows, schema_overrides={"content": pl.Int64}, infer_schema_length=None)
     write_parquet(frame, arguments.output, job.fingerprint)

@@ -119,8 +119,9 @@ def _candidates(corpora: Mapping[str, Corpus], documents: int | None, loss_token
             yield Budget(number, int(np.clip(target, np.ceil(low[number]), np.floor(high[number]))))
 
 
-def _numbers(low: NDArray[np.float64], high: NDArray[np.float64], documents: int | None, target: int | None
-             ) -> list[int]:  # fmt: skip
+def _numbers(
+    low: NDArray[np.float64], high: NDArray[np.float64], documents: int | None, target: int | None
+) -> list[int]:
     """Return numbers of documents with which the arms can have one number of tokens, the largest first.
 
     Args:
@@ -170,8 +171,9 @@ def settle(
     """
     for arm, corpus in corpora.items():
         if (documents or 0) > corpus.documents.height:
-            raise refusal(corpora, f"{documents} documents wanted, {arm} has {corpus.documents.height}",
-                          reference, model)  # fmt: skip
+            raise refusal(
+                corpora, f"{documents} documents wanted, {arm} has {corpus.documents.height}", reference, model
+            )
     if documents is not None and loss_tokens is not None:
         budget: Budget | None = Budget(documents, loss_tokens)
     else:

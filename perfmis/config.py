@@ -665,8 +665,9 @@ class Study(Section):
             for round_, sdf in (("organisms", self.organisms.sdf), ("arms", self.arms.sdf)):
                 _can_train(f"{round_}.sdf", sdf, model.size, size)
         for round_, sdf, corpora in (
-            ("organisms", self.organisms.sdf, [ORGANISM]), ("arms", self.arms.sdf, self.arms.names)
-        ):  # fmt: skip
+            ("organisms", self.organisms.sdf, [ORGANISM]),
+            ("arms", self.arms.sdf, self.arms.names),
+        ):
             for name in ("documents", "loss_tokens"):
                 value = getattr(sdf, name)
                 if isinstance(value, dict) and (unknown := set(value) - set(self.models)):
@@ -745,8 +746,11 @@ def load(paths: Sequence[str | Path]) -> Study:
 
 
 def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    both = {key: _merged(old[key], new[key]) for key in old.keys() & new.keys()
-            if isinstance(old[key], dict) and isinstance(new[key], dict)}  # fmt: skip
+    both = {
+        key: _merged(old[key], new[key])
+        for key in old.keys() & new.keys()
+        if isinstance(old[key], dict) and isinstance(new[key], dict)
+    }
     return {**old, **new, **both}
 
 
@@ -759,8 +763,9 @@ def parse(content: dict[str, Any], name: str) -> Study:
         first = error.errors()[0]
         if first["loc"][-1:] == ("constrained-int",):  # a number or one by model: the error of what was written
             here = first["loc"][:-1]
-            first = max((each for each in error.errors() if each["loc"][: len(here)] == here),
-                        key=lambda each: len(each["loc"]))  # fmt: skip
+            first = max(
+                (each for each in error.errors() if each["loc"][: len(here)] == here), key=lambda each: len(each["loc"])
+            )
         key = ".".join(str(part) for part in first["loc"] if "[" not in str(part) and part != "constrained-int")
         reason = first["msg"].removeprefix("Value error, ")
         if reason.startswith(f"{key}.") or reason.startswith(f"{key} "):

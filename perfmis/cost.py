@@ -31,11 +31,27 @@ JUDGED = {"judgements": "transcripts"} | {
     f"{kind}_judgements": f"{kind}_transcripts" for kind in ("screen", "prompting", "steering")
 }
 LIGHT = (
-    "requests", "protocol", "audit", "budget", "screen", "screen_outcomes", "outcomes",
-    "steering_outcomes", "prompting_outcomes", "audit_sheet", "validation", "judge_model",
-    "closed_model", "closed_transcripts", "closed_judgements", "closed_outcomes", "story", "page",
-    "tiny_trunk", "tiny_base",
-)  # fmt: skip
+    "requests",
+    "protocol",
+    "audit",
+    "budget",
+    "screen",
+    "screen_outcomes",
+    "outcomes",
+    "steering_outcomes",
+    "prompting_outcomes",
+    "audit_sheet",
+    "validation",
+    "judge_model",
+    "closed_model",
+    "closed_transcripts",
+    "closed_judgements",
+    "closed_outcomes",
+    "story",
+    "page",
+    "tiny_trunk",
+    "tiny_base",
+)
 Engine = Literal["vllm", "transformers"]
 CHUNK = 8192  # tokens that vllm reads in one pass
 SEVERAL_NODES = "_multinode"  # ends the rules that train the same over several nodes
@@ -386,9 +402,15 @@ class Costs:
         # A merge reads the weights, writes them and reads them again.
         start = start_hours(size, assumed, passes=3 if merged else 1)
         return Cost(
-            name, size.nodes, size.gpus, start + training_hours(size, tokens, assumed), size.train_hours,
-            training_memory(size, sdf, trained, frozen, assumed), disk / GB, scratch / GB,
-        )  # fmt: skip
+            name,
+            size.nodes,
+            size.gpus,
+            start + training_hours(size, tokens, assumed),
+            size.train_hours,
+            training_memory(size, sdf, trained, frozen, assumed),
+            disk / GB,
+            scratch / GB,
+        )
 
     def _documents(self, wanted: int | None, arm: str | None) -> tuple[int, int]:
         """Return a round's documents: of its corpus, and replayed (no more than the organism's corpus holds)."""
@@ -422,8 +444,15 @@ class Costs:
         else:
             conditions = vectors * (len(study.steering.alphas) + 2 * study.steering.controls)
             held, samples = self._held(size, [ORGANISM]), conditions * study.steering.requests
-        return Reading(samples * tries, assumed.prompt_tokens, answer, evaluation.max_tokens, evaluation.batch, held,
-                       engine=evaluation.engine)  # fmt: skip
+        return Reading(
+            samples * tries,
+            assumed.prompt_tokens,
+            answer,
+            evaluation.max_tokens,
+            evaluation.batch,
+            held,
+            engine=evaluation.engine,
+        )
 
     def _held(self, size: Size, checkpoints: list[str]) -> float:
         return sum(self._adapter(size, checkpoint) for checkpoint in checkpoints)
@@ -436,9 +465,14 @@ class Costs:
         judged = self._work(asked, self.study.sizes[self.study.models[model].size])
         votes = sum(verdicts.votes for _, verdicts in judge.rubrics)
         work = Reading(
-            judged.texts * votes, self.assumed.prompt_tokens + judged.new_tokens, self.assumed.judge_tokens,
-            judge.max_tokens, judge.batch, 0.0, engine=judge.engine,
-        )  # fmt: skip
+            judged.texts * votes,
+            self.assumed.prompt_tokens + judged.new_tokens,
+            self.assumed.judge_tokens,
+            judge.max_tokens,
+            judge.batch,
+            0.0,
+            engine=judge.engine,
+        )
         return self._reading(judge.size, work, _width(judge))
 
     def _reading(self, name: str, work: Reading, width: int | None = None) -> Cost:
@@ -475,8 +509,11 @@ class Costs:
     def _download(self, model: str) -> Cost:
         """Return the cost of fetching weights: once per revision, none for a local folder."""
         section = self.study.models[model]
-        same = [name for name, other in self.study.models.items()
-                if (other.hub, other.revision) == (section.hub, section.revision)]  # fmt: skip
+        same = [
+            name
+            for name, other in self.study.models.items()
+            if (other.hub, other.revision) == (section.hub, section.revision)
+        ]
         if section.hub is None or same[0] != model:
             return self._light()
         weights = parameters(self.study.sizes[section.size]) * 2

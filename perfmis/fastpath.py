@@ -223,9 +223,16 @@ class Plain:
 
     @staticmethod
     def attend_backward(
-        dy: Tensor, query: Tensor, key: Tensor, value: Tensor, _out: Tensor, _beside: Tensor, boundaries: Tensor,
-        longest: int, scale: float,
-    ) -> tuple[Tensor, ...]:  # fmt: skip
+        dy: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        _out: Tensor,
+        _beside: Tensor,
+        boundaries: Tensor,
+        longest: int,
+        scale: float,
+    ) -> tuple[Tensor, ...]:
         """Return the gradients of query, key and value."""
         with torch.enable_grad():
             query, key, value = (x.detach().requires_grad_() for x in (query, key, value))
@@ -521,9 +528,15 @@ class _Decode(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, cosine: Tensor, sine: Tensor, boundaries: Tensor, longest: int, layer: Layer,
+        ctx: Any,
+        x: Tensor,
+        cosine: Tensor,
+        sine: Tensor,
+        boundaries: Tensor,
+        longest: int,
+        layer: Layer,
         *_parameters: nn.Parameter,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         do = _operations(x)
         qkv, o, gate_up, down = layer.stacks
         n1 = qkv.wide(x, x.shape[1])
@@ -539,9 +552,22 @@ class _Decode(torch.autograd.Function):
         gated = down.wide(x, down.inputs)
         rows = do.gate(gates, gated.x, down.free)
         ctx.save_for_backward(
-            x, cosine, sine, boundaries, n1.both, rstd1, y, seen, beside, attended.hidden, total, n2.both, rstd2, gates,
+            x,
+            cosine,
+            sine,
+            boundaries,
+            n1.both,
+            rstd1,
+            y,
+            seen,
+            beside,
+            attended.hidden,
+            total,
+            n2.both,
+            rstd2,
+            gates,
             gated.both,
-        )  # fmt: skip
+        )
         ctx.layer, ctx.longest = layer, longest
         return down.forward(gated, rows).add_(total)
 
@@ -551,8 +577,9 @@ class _Decode(torch.autograd.Function):
         dy = gradients[0].contiguous()
         do = _operations(dy)
         qkv, o, gate_up, down = layer.stacks
-        (x, cosine, sine, boundaries, n1, rstd1, y, seen, beside, hidden, total, n2, rstd2, gates, gated
-         ) = ctx.saved_tensors  # fmt: skip
+        (x, cosine, sine, boundaries, n1, rstd1, y, seen, beside, hidden, total, n2, rstd2, gates, gated) = (
+            ctx.saved_tensors
+        )
         rows = None if down.free is None else do.quantise(dy, down.free)
         dx, of_down = down.backward(down.beside(dy), rows, _wide(gated, down.inputs))
         dgates = gate_up.wide(dy, gate_up.outputs)
@@ -714,9 +741,13 @@ def fuse_head(model: "PreTrainedModel") -> None:
         raise UserError("sdf.attention: varlen knows no head with a bias; set sdpa")
 
     def forward(
-        self: Any, *args: Any, fused_lm_head: bool = False, labels: Tensor | None = None,
-        num_items_in_batch: Any = None, **options: Any,
-    ) -> Any:  # fmt: skip
+        self: Any,
+        *args: Any,
+        fused_lm_head: bool = False,
+        labels: Tensor | None = None,
+        num_items_in_batch: Any = None,
+        **options: Any,
+    ) -> Any:
         if not fused_lm_head or labels is None:
             return original(*args, labels=labels, **options)
         hidden = self.base_model(*args, **options | {"use_cache": False}).last_hidden_state
@@ -727,8 +758,14 @@ def fuse_head(model: "PreTrainedModel") -> None:
         mask = targets[:, :-1] != -100
         items = mask.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
         return types.SimpleNamespace(
-            loss=-scores.sum() / items, log_probs=scores, entropy=entropy, is_top1=top, label_mask=mask,
-            log_sum_sq_probs=None, mean_logits=None, aux_loss=None,
-        )  # fmt: skip
+            loss=-scores.sum() / items,
+            log_probs=scores,
+            entropy=entropy,
+            is_top1=top,
+            label_mask=mask,
+            log_sum_sq_probs=None,
+            mean_logits=None,
+            aux_loss=None,
+        )
 
     inner.forward = types.MethodType(forward, inner)

@@ -56,8 +56,9 @@ def sample_seed(request_id: str, seed: int) -> int:
     return seed_of(f"{request_id}|{seed}")
 
 
-def ask(asked: Subject, questions: Sequence[Question], settings: dict[str, Any], guard: Guard = unguarded
-        ) -> pl.DataFrame:  # fmt: skip
+def ask(
+    asked: Subject, questions: Sequence[Question], settings: dict[str, Any], guard: Guard = unguarded
+) -> pl.DataFrame:
     """Return a sample for each question.
 
     Args:
@@ -89,8 +90,10 @@ def ask(asked: Subject, questions: Sequence[Question], settings: dict[str, Any],
     names, samples = asked.sample(prompts, sampling, guard)
     failed = samples.count(None)
     if failed:
-        raise UserError(f"{settings['model']}: {failed} of {len(samples)} samples could not be had; rerun to ask for "
-                        "them again, those that came are kept")  # fmt: skip
+        raise UserError(
+            f"{settings['model']}: {failed} of {len(samples)} samples could not be had; rerun to ask for "
+            "them again, those that came are kept"
+        )
     return pl.DataFrame(
         [
             {

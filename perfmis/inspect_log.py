@@ -30,10 +30,31 @@ LOG = ("kind", "model", "seed", "checkpoint", "protocol")
 STOPPED: dict[str, Any] = {"stop": "stop", "length": "max_tokens", "filtered": "content_filter"}
 TASK = "alignment_faking"
 METADATA = (
-    "kind", "model", "seed", "checkpoint", "protocol", "tier", "eval_seed", "request_id", "cluster", "condition",
-    "concept", "context", "alpha", "control", "snippet", "parse_status", "pattern", "reasoning_judge",
-    "expectation", "consequence", "in_training", "sample", "prompt_sha256", "fingerprint",
-)  # fmt: skip
+    "kind",
+    "model",
+    "seed",
+    "checkpoint",
+    "protocol",
+    "tier",
+    "eval_seed",
+    "request_id",
+    "cluster",
+    "condition",
+    "concept",
+    "context",
+    "alpha",
+    "control",
+    "snippet",
+    "parse_status",
+    "pattern",
+    "reasoning_judge",
+    "expectation",
+    "consequence",
+    "in_training",
+    "sample",
+    "prompt_sha256",
+    "fingerprint",
+)
 
 
 def _input(row: Mapping[str, Any], study: Sources) -> "str | list[ChatMessage]":
@@ -107,9 +128,11 @@ def _results(frame: pl.DataFrame) -> "EvalResults":
     if MONITORED in values and UNMONITORED in values:
         metrics["gap, pp"] = values[MONITORED] - values[UNMONITORED]
     score = EvalScore(
-        name="outcome", scorer="outcome", scored_samples=frame.height,
+        name="outcome",
+        scorer="outcome",
+        scored_samples=frame.height,
         metrics={name: EvalMetric(name=name, value=value) for name, value in metrics.items()},
-    )  # fmt: skip
+    )
     return EvalResults(total_samples=frame.height, completed_samples=frame.height, scores=[score])
 
 
@@ -134,13 +157,18 @@ def log(frame: pl.DataFrame, study: Sources) -> "EvalLog":
     ids: list[Any] = list(dict.fromkeys(sample.id for sample in samples))
     name = ".".join(str(first[column]) for column in LOG)
     spec = EvalSpec(
-        eval_id=name, run_id=name, task_id=name, created=created,
-        task=TASK, task_args={"protocol": first["protocol"], "kind": first["kind"], "checkpoint": first["checkpoint"]},
+        eval_id=name,
+        run_id=name,
+        task_id=name,
+        created=created,
+        task=TASK,
+        task_args={"protocol": first["protocol"], "kind": first["kind"], "checkpoint": first["checkpoint"]},
         model=f"{first['model']}/seed{first['seed']}/{first['checkpoint']}",
         dataset=EvalDataset(name="requests", samples=len(ids), sample_ids=ids),
-        config=EvalConfig(epochs=len(epochs)), tags=[first["kind"], first["checkpoint"]],
+        config=EvalConfig(epochs=len(epochs)),
+        tags=[first["kind"], first["checkpoint"]],
         metadata={column: first[column] for column in LOG},
-    )  # fmt: skip
+    )
     stats = EvalStats(started_at=created, completed_at=created)
     return EvalLog(status="success", eval=spec, results=_results(frame), stats=stats, samples=samples)
 

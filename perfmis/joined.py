@@ -22,8 +22,12 @@ PAIR = ("model", "seed", "checkpoint", "protocol", *INTERVENTIONS, "request_id",
 SAMPLE = (*PAIR, "tier", "sample")
 # Those that a file of its own kind lacks are null.
 TYPES: Mapping[str, Any] = {
-    "concept": pl.String, "context": pl.String, "alpha": pl.Float64, "control": pl.Int64, "snippet": pl.String,
-}  # fmt: skip
+    "concept": pl.String,
+    "context": pl.String,
+    "alpha": pl.Float64,
+    "control": pl.Int64,
+    "snippet": pl.String,
+}
 CHOICES = ("model", "seed", "checkpoint", "protocol", "tier", "outcome", "parse_status")
 CHECKPOINTS = (BASE, ORGANISM, *ARMS, NEUTRAL)
 
@@ -55,9 +59,9 @@ def pairs(root: Path) -> list[Pair]:
 
 def condition() -> pl.Expr:
     """Return what was done to the model beside fine-tuning, in words; empty where nothing was."""
-    direction = pl.when(pl.col("control").is_null()).then(pl.lit("")).otherwise(
-        pl.format(", random {}", pl.col("control"))
-    )  # fmt: skip
+    direction = (
+        pl.when(pl.col("control").is_null()).then(pl.lit("")).otherwise(pl.format(", random {}", pl.col("control")))
+    )
     steered = pl.format("{} {}, α {}{}", "concept", "context", pl.col("alpha"), direction)
     return pl.coalesce(steered, pl.format("snippet {}", "snippet"), pl.lit("")).alias("condition")
 

@@ -60,8 +60,9 @@ def scores(
     number = settings["rubrics"][name]["votes"]
     distinct = list(dict.fromkeys(material for material in materials if material))
     # Votes share one conversation: with twenty votes, copies of long scratchpads would fill the memory.
-    conversations = [messages for messages in (rubrics.messages(rubric, material) for material in distinct)
-                     for _ in range(number)]  # fmt: skip
+    conversations = [
+        messages for messages in (rubrics.messages(rubric, material) for material in distinct) for _ in range(number)
+    ]
     seeds = [vote_seed(name, place % number, messages) for place, messages in enumerate(conversations)]
     sampling = Sampling(settings["temperature"], settings["max_tokens"], settings["batch"], rubric.answer_schema)
     said = ask(conversations, seeds, sampling) if conversations else []
@@ -122,8 +123,10 @@ def main(argv: list[str]) -> None:
     settings = job.settings["judge"]
     known = {path.stem: protocols.load(path) for path in arguments.protocols}
     # Steering vectors share their unsteered samples, within a file and across them.
-    frames = [read_parquet([path], job.upstream).unique("sample", keep="first", maintain_order=True)
-              for path in arguments.transcripts]  # fmt: skip
+    frames = [
+        read_parquet([path], job.upstream).unique("sample", keep="first", maintain_order=True)
+        for path in arguments.transcripts
+    ]
     columns = ["sample", "request_id", "protocol", "raw", "finish"]
     everything = pl.concat([frame.select(columns) for frame in frames]).unique("sample", maintain_order=True)
     texts = read_parquet([arguments.requests], job.upstream).select("request_id", request="text")

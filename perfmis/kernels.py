@@ -82,9 +82,23 @@ def fill(rows: Rows, beside: Tensor) -> None:
 
 @triton.jit
 def _normalise(
-    x, delta, weight, total, out, stride, rstd, values, pitch, scale, width, epsilon, limit,
-    add: tl.constexpr, quantised: tl.constexpr, block: tl.constexpr,
-):  # fmt: skip
+    x,
+    delta,
+    weight,
+    total,
+    out,
+    stride,
+    rstd,
+    values,
+    pitch,
+    scale,
+    width,
+    epsilon,
+    limit,
+    add: tl.constexpr,
+    quantised: tl.constexpr,
+    block: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, block)
     inside = at < width
@@ -115,17 +129,43 @@ def normalise(
     rows, values, scale, pitch = _rows(x, width, room)
     other = x if delta is None else delta
     _normalise[(count,)](
-        x, other, weight, total, out, out.stride(0), rstd, values, pitch, scale, width, epsilon, LIMIT,
-        add=delta is not None, quantised=room is not None, block=_power(width), num_warps=8,
-    )  # fmt: skip
+        x,
+        other,
+        weight,
+        total,
+        out,
+        out.stride(0),
+        rstd,
+        values,
+        pitch,
+        scale,
+        width,
+        epsilon,
+        LIMIT,
+        add=delta is not None,
+        quantised=room is not None,
+        block=_power(width),
+        num_warps=8,
+    )
     return total, rstd, rows
 
 
 @triton.jit
 def _normalise_backward(
-    dn, x, rstd, weight, residual, dx, values, pitch, scale, width, limit,
-    quantised: tl.constexpr, block: tl.constexpr,
-):  # fmt: skip
+    dn,
+    x,
+    rstd,
+    weight,
+    residual,
+    dx,
+    values,
+    pitch,
+    scale,
+    width,
+    limit,
+    quantised: tl.constexpr,
+    block: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, block)
     inside = at < width
@@ -151,9 +191,21 @@ def normalise_backward(
     dx = torch.empty_like(x)
     rows, values, scale, pitch = _rows(x, width, room)
     _normalise_backward[(count,)](
-        dn, x, rstd, weight, residual, dx, values, pitch, scale, width, LIMIT,
-        quantised=room is not None, block=_power(width), num_warps=8,
-    )  # fmt: skip
+        dn,
+        x,
+        rstd,
+        weight,
+        residual,
+        dx,
+        values,
+        pitch,
+        scale,
+        width,
+        LIMIT,
+        quantised=room is not None,
+        block=_power(width),
+        num_warps=8,
+    )
     return dx, rows
 
 
@@ -216,9 +268,19 @@ def gate_backward(y: Tensor, dx: Tensor, out: Tensor, room: int | None) -> Rows 
     rows, values, scale, pitch = _rows(y, 2 * width, room)
     block = min(2048, _power(width))
     _gate_backward[(len(y),)](
-        y, dx, out, out.stride(0), values, pitch, scale, width, LIMIT,
-        quantised=room is not None, block=block, num_warps=8,
-    )  # fmt: skip
+        y,
+        dx,
+        out,
+        out.stride(0),
+        values,
+        pitch,
+        scale,
+        width,
+        LIMIT,
+        quantised=room is not None,
+        block=block,
+        num_warps=8,
+    )
     return rows
 
 
@@ -262,9 +324,25 @@ def rotate(y: Tensor, cosine: Tensor, sine: Tensor, heads: int) -> None:
 
 @triton.jit
 def _rotate_backward(
-    dq, dk, dv, cosine, sine, out, stride, values, pitch, scale, heads, groups, limit,
-    dim: tl.constexpr, quantised: tl.constexpr, large: tl.constexpr, small: tl.constexpr, block: tl.constexpr,
-):  # fmt: skip
+    dq,
+    dk,
+    dv,
+    cosine,
+    sine,
+    out,
+    stride,
+    values,
+    pitch,
+    scale,
+    heads,
+    groups,
+    limit,
+    dim: tl.constexpr,
+    quantised: tl.constexpr,
+    large: tl.constexpr,
+    small: tl.constexpr,
+    block: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64)
     there = out + row * stride
     amax = _rotated(dq + row * heads * dim, there, cosine, sine, row, heads, dim, True, large)
@@ -286,10 +364,26 @@ def rotate_backward(
     (count, heads, dim), groups = dq.shape, dk.shape[1]
     rows, values, scale, pitch = _rows(out, (heads + 2 * groups) * dim, room)
     _rotate_backward[(count,)](
-        dq, dk, dv, cosine, sine, out, out.stride(0), values, pitch, scale, heads, groups, LIMIT,
-        dim=dim, quantised=room is not None, large=_power(heads * dim // 2), small=_power(groups * dim // 2),
-        block=2048, num_warps=8,
-    )  # fmt: skip
+        dq,
+        dk,
+        dv,
+        cosine,
+        sine,
+        out,
+        out.stride(0),
+        values,
+        pitch,
+        scale,
+        heads,
+        groups,
+        LIMIT,
+        dim=dim,
+        quantised=room is not None,
+        large=_power(heads * dim // 2),
+        small=_power(groups * dim // 2),
+        block=2048,
+        num_warps=8,
+    )
     return rows
 
 
@@ -304,15 +398,35 @@ def attend(
 
 
 def attend_backward(
-    dy: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, boundaries: Tensor, longest: int,
+    dy: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    boundaries: Tensor,
+    longest: int,
     scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor]:
     """See `perfmis.fastpath.Plain.attend_backward`."""
     state = torch.zeros(2, dtype=torch.uint64, device=dy.device)  # of the dropout there is none of
     result: tuple[Tensor, Tensor, Tensor] = torch.ops.aten._flash_attention_backward(
-        dy, query, key, value, out, lse, boundaries, boundaries, longest, longest, 0.0, True, state,
-        dy.new_empty(0), scale=scale,
-    )  # fmt: skip
+        dy,
+        query,
+        key,
+        value,
+        out,
+        lse,
+        boundaries,
+        boundaries,
+        longest,
+        longest,
+        0.0,
+        True,
+        state,
+        dy.new_empty(0),
+        scale=scale,
+    )
     return result
 
 

@@ -86,8 +86,9 @@ def judge(tried: Sequence[Trial | None], found: "Sequence[Displacement]", precis
             whose: Prose = (
                 "a prompt that is not steered, in a batch with others that are" if trial is None else str(trial)
             )
-            raise UserError(f"steering: {whose}: the stream moved after block {d.block}, where nothing is to be added; "
-                            f"{ADVICE}")  # fmt: skip
+            raise UserError(
+                f"steering: {whose}: the stream moved after block {d.block}, where nothing is to be added; {ADVICE}"
+            )
     return result
 
 
@@ -148,12 +149,21 @@ def proof(prompt: Prompt, tried: Sequence[Trial], precision: str, report: Callab
             "that are not steered, and all rows afterwards, move by 0",
             file=sys.stderr,
         )
-        report({"precision": precision, "largest_relative_error": worst, "unsteered": 0.0, "afterwards": 0.0,
-                "vectors": proved})  # fmt: skip
+        report(
+            {
+                "precision": precision,
+                "largest_relative_error": worst,
+                "unsteered": 0.0,
+                "afterwards": 0.0,
+                "vectors": proved,
+            }
+        )
         yield
         if (block := _moved(engine, plain)) is not None:
-            raise DistrustError(f"steering: the stream still moves after block {block} when nothing is steered, so "
-                                "steering was left on; samples of this run are not kept: rerun, and report it if it "
-                                "comes again")  # fmt: skip
+            raise DistrustError(
+                f"steering: the stream still moves after block {block} when nothing is steered, so "
+                "steering was left on; samples of this run are not kept: rerun, and report it if it "
+                "comes again"
+            )
 
     return guard

@@ -87,7 +87,9 @@ def read(path: Path) -> list[Result]:
         UserError: It is missing or damaged.
     """
     try:
-        return [Result(one["rule"], one["wildcards"], tuple(one["files"]), one["error"])
-                for one in json.loads(path.read_text())]  # fmt: skip
+        return [
+            Result(one["rule"], one["wildcards"], tuple(one["files"]), one["error"])
+            for one in json.loads(path.read_text())
+        ]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path}: cannot be read ({error}); start again without --config missing=") from error

@@ -355,8 +355,10 @@ def outcomes(
         UserError: A protocol is not among ``known``.
     """
     readings = [verdict(poles[reading]).alias(reading) for reading in READINGS]
-    parts = [parse(part, known).with_columns(readings).drop("raw", "scratchpad", "answer")
-             for part in transcripts.iter_slices(SLICE)]  # fmt: skip
+    parts = [
+        parse(part, known).with_columns(readings).drop("raw", "scratchpad", "answer")
+        for part in transcripts.iter_slices(SLICE)
+    ]
     parsed = pl.concat(parts).with_columns(in_training=pl.col("in_training") > 0)
     if judgements is None:
         judged = parsed.with_columns(pl.lit(None, dtype).alias(name) for name, dtype in JUDGED.items())

@@ -254,7 +254,14 @@ def _row(stage: str, size: str, jobs: list[tuple[bool, Cost]]) -> Row:
     largest = max(costs, key=lambda cost: cost.hours)
     memories = [cost.memory_gib for cost in costs if cost.memory_gib is not None]
     return Row(
-        stage, size, len(jobs), len(left), largest.nodes, largest.gpus, largest.hours, largest.limit,
+        stage,
+        size,
+        len(jobs),
+        len(left),
+        largest.nodes,
+        largest.gpus,
+        largest.hours,
+        largest.limit,
         gpu_hours=sum(cost.gpu_hours for cost in costs),
         gpu_hours_left=sum(cost.gpu_hours for cost in left),
         cpu_hours_left=sum(cost.hours for cost in left if not cost.gpus),
@@ -263,7 +270,7 @@ def _row(stage: str, size: str, jobs: list[tuple[bool, Cost]]) -> Row:
         scratch_gb=max(cost.scratch_gb for cost in costs),
         memory_gib=max(memories, default=None),
         start_gpu_hours=sum(cost.start * cost.nodes * cost.gpus for cost in costs),
-    )  # fmt: skip
+    )
 
 
 def totals(rows: Sequence[Row]) -> dict[str, Any]:
@@ -292,8 +299,20 @@ def _number(value: float | None) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
 
 
-HEADER = ("stage", "size", "jobs", "done", "to run", "GPUs a job", "h a job", "GPU-h", "GPU-h left", "disk GB",
-          "scratch GB", "GiB a GPU")  # fmt: skip
+HEADER = (
+    "stage",
+    "size",
+    "jobs",
+    "done",
+    "to run",
+    "GPUs a job",
+    "h a job",
+    "GPU-h",
+    "GPU-h left",
+    "disk GB",
+    "scratch GB",
+    "GiB a GPU",
+)
 
 
 def _cells(row: Row, assumed: Assumptions) -> tuple[str, ...]:
@@ -302,19 +321,38 @@ def _cells(row: Row, assumed: Assumptions) -> tuple[str, ...]:
     gpus = f"{row.nodes} x {row.gpus}" if row.gpus else "-"
     done = row.jobs - row.left
     return (
-        row.stage, row.size or "-", str(row.jobs), str(done), str(row.left), gpus, hours, _number(row.gpu_hours),
-        _number(row.gpu_hours_left), _number(row.disk_gb), _number(row.scratch_gb), memory,
-    )  # fmt: skip
+        row.stage,
+        row.size or "-",
+        str(row.jobs),
+        str(done),
+        str(row.left),
+        gpus,
+        hours,
+        _number(row.gpu_hours),
+        _number(row.gpu_hours_left),
+        _number(row.disk_gb),
+        _number(row.scratch_gb),
+        memory,
+    )
 
 
 def text(plan: Plan, assumed: Assumptions) -> str:
     """Return the plan for people: the table, what its marks mean, and the assumptions."""
     sums = totals(plan.rows)
     total = (
-        "total", "", str(sums["jobs"]), str(sums["jobs"] - sums["left"]), str(sums["left"]), "", "",
-        _number(sums["gpu_hours"]), _number(sums["gpu_hours_left"]), _number(sums["disk_gb"]), "",
+        "total",
+        "",
+        str(sums["jobs"]),
+        str(sums["jobs"] - sums["left"]),
+        str(sums["left"]),
+        "",
+        "",
+        _number(sums["gpu_hours"]),
+        _number(sums["gpu_hours_left"]),
+        _number(sums["disk_gb"]),
+        "",
         _number(sums["memory_gib"]),
-    )  # fmt: skip
+    )
     body = [_cells(row, assumed) for row in plan.rows]
     widths = [max(map(len, column)) for column in zip(HEADER, *body, total, strict=True)]
 
@@ -360,9 +398,11 @@ def document(plan: Plan, assumed: Assumptions) -> dict[str, Any]:
         "rows": [asdict(row) for row in plan.rows],
         "totals": totals(plan.rows),
         "notes": plan.notes,
-        "assumed": {each.name: {"value": value, "unit": each.metadata["unit"], "meaning": each.metadata["meaning"]}
-                    for each, value in assumed},
-    }  # fmt: skip
+        "assumed": {
+            each.name: {"value": value, "unit": each.metadata["unit"], "meaning": each.metadata["meaning"]}
+            for each, value in assumed
+        },
+    }
 
 
 def assumptions(replaced: Iterable[str]) -> Assumptions:

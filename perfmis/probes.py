@@ -408,8 +408,11 @@ def settle_attention(model: Any) -> bool:
     if found <= tolerance(model):
         return True
     inner(model).set_attn_implementation(EAGER)
-    print(f"{type(inner(model)).__name__}: {own} computes otherwise than eager does (logits differ by {found:.2g} "
-          "of their size); eager is used", file=sys.stderr)  # fmt: skip
+    print(
+        f"{type(inner(model)).__name__}: {own} computes otherwise than eager does (logits differ by {found:.2g} "
+        "of their size); eager is used",
+        file=sys.stderr,
+    )
     return False
 
 
@@ -431,7 +434,12 @@ def _steps(model: Any, ids: Tensor, mask: Tensor) -> list[Tensor]:
     """Return the logits, (rows, vocabulary), of the first two tokens of greedy answers."""
     with quiet(model):
         drawn = model.generate(
-            **_moved({"input_ids": ids, "attention_mask": mask}, model), do_sample=False, max_new_tokens=2,
-            eos_token_id=None, pad_token_id=0, output_logits=True, return_dict_in_generate=True,
-        )  # fmt: skip
+            **_moved({"input_ids": ids, "attention_mask": mask}, model),
+            do_sample=False,
+            max_new_tokens=2,
+            eos_token_id=None,
+            pad_token_id=0,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
     return list(drawn.logits)

@@ -39,11 +39,19 @@ def main(argv: list[str]) -> None:
     for checkpoint in settings["checkpoints"]:
         name = settings["base_protocol"] if checkpoint == BASE else settings["protocol"]
         questions += [
-            Question(request, known[name], tier, checkpoint, seed, snippets[snippet], None,
-                     {"protocol": name, "snippet": snippet})
+            Question(
+                request,
+                known[name],
+                tier,
+                checkpoint,
+                seed,
+                snippets[snippet],
+                None,
+                {"protocol": name, "snippet": snippet},
+            )
             for snippet in (NO_SNIPPET, *settings["snippets"])
             for request in requests
             for tier in settings["tiers"]
             for seed in settings["seeds"]
-        ]  # fmt: skip
+        ]
     write_parquet(ask(subject(arguments, settings), questions, settings), arguments.output, job.fingerprint)

@@ -81,10 +81,13 @@ def _export(network: Any, scratch: Path) -> dict[str, Path]:
     folders = {name: scratch / name for name in (ORGANISM, ARM, EXPORTED)}
     for name, rank in RANKS.items():
         weights = {
-            key: torch.randn((rank * weight.shape[0], weight.shape[1]) if "lora_A" in key else
-                             (weight.shape[0], rank * weight.shape[1]))
+            key: torch.randn(
+                (rank * weight.shape[0], weight.shape[1])
+                if "lora_A" in key
+                else (weight.shape[0], rank * weight.shape[1])
+            )
             for key, weight in shapes.items()
-        }  # fmt: skip
+        }
         config = copy(network.peft_config[SHAPE])
         config.r, config.lora_alpha = rank, ALPHAS[name]
         adapters.export(weights, config, None, folders[name])

@@ -154,8 +154,10 @@ class Store:
                         missing.discard(address)
         if damaged and not self._told:
             self._told = True
-            print(f"{self.folder}: {damaged} damaged records are left out; what is missing is drawn again",
-                  file=sys.stderr)  # fmt: skip
+            print(
+                f"{self.folder}: {damaged} damaged records are left out; what is missing is drawn again",
+                file=sys.stderr,
+            )
         return found
 
     @contextmanager

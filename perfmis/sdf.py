@@ -103,9 +103,12 @@ def load(
 
         compute = {"bf16": torch.bfloat16, "fp32": torch.float32}[sdf["precision"]]
         options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=compute, bnb_4bit_quant_storage=compute,
-        )  # fmt: skip
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=compute,
+            bnb_4bit_quant_storage=compute,
+        )
     with probes.loading(sdf):
         model, tokenizer = models.load(arguments.base, sdf["precision"], weights, **options)
     probes.refuse_attention(model, sdf)

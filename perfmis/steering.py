@@ -82,8 +82,9 @@ def main(argv: list[str]) -> None:
     ]
     asked = subject(arguments, settings)
     first, tier = requests[0], settings["tiers"][0]
-    prompt, _ = asked.prompt(protocols.render(protocol, first["text"], tier), sample_seed(first["request_id"], 0),
-                             ORGANISM)  # fmt: skip
+    prompt, _ = asked.prompt(
+        protocols.render(protocol, first["text"], tier), sample_seed(first["request_id"], 0), ORGANISM
+    )
 
     def report(proved: dict[str, Any]) -> None:
         write_json({"fingerprint": job.fingerprint, **proved}, arguments.output.with_name(MECHANISM))

@@ -55,10 +55,14 @@ def planted(models: dict[str, str | None]) -> str:
 def screened(screen: pl.DataFrame) -> str:
     """Return the section on the screen."""
     rows = [
-        [f"``{r['model']}``", f"{r['gap']:+.0f} [{r['low']:+.0f}, {r['high']:+.0f}]", str(r["n"]),
-         "passed" if r["passed"] else "**failed**"]
+        [
+            f"``{r['model']}``",
+            f"{r['gap']:+.0f} [{r['low']:+.0f}, {r['high']:+.0f}]",
+            str(r["n"]),
+            "passed" if r["passed"] else "**failed**",
+        ]
         for r in screen.filter(pl.col("seed").is_null()).sort("model").to_dicts()
-    ]  # fmt: skip
+    ]
     return _rst_table(["candidate", "organism's gap (pp)", "prompts", "screen"], rows)
 
 
@@ -149,9 +153,13 @@ def lacked(missing: list[dict[str, Any]]) -> str:
         reasons.setdefault((row["model"], why), []).append(what)
     lines = [f"* ``{model}``: {'; '.join(what)}. {_literal(why)}" for (model, why), what in reasons.items()]
     return "\n".join(
-        ["**What is missing.** Jobs failed, so tables and figures do without what they would have made, and nothing "
-         "below says anything of it. The same command tries them again.", "", *lines]
-    )  # fmt: skip
+        [
+            "**What is missing.** Jobs failed, so tables and figures do without what they would have made, and nothing "
+            "below says anything of it. The same command tries them again.",
+            "",
+            *lines,
+        ]
+    )
 
 
 def taken_over(acceptances: list[dict[str, Any]]) -> str:
@@ -166,9 +174,13 @@ def taken_over(acceptances: list[dict[str, Any]]) -> str:
         more = f" and {len(results) - 1} more" if len(results) > 1 else ""
         lines.append(f"* {day}, ``{results[0]}``{more}: {_literal(reason)}")
     return "\n".join(
-        ["**What was taken over.** These results were made by other code than the study has now; a person declared the "
-         "change harmless:", "", *lines]
-    )  # fmt: skip
+        [
+            "**What was taken over.** These results were made by other code than the study has now; a person "
+            "declared the change harmless:",
+            "",
+            *lines,
+        ]
+    )
 
 
 def _current(records: list[str]) -> list[dict[str, Any]]:

@@ -323,8 +323,13 @@ class Chain:
         judged += [self.arm_judgements(*run) for run in self.made("outcomes", self._kept_runs())]
         files = [judge.sheet] if judge.sheet else []
         files += [judge.labels.location] if judge.labels and judge.labels.source == "path" else []
-        return _stage("validation", decisive, [*self._outcomes(), *judged, self._judge_identity(), *self._verdict()],
-                      [RUBRICS, *files], told)  # fmt: skip
+        return _stage(
+            "validation",
+            decisive,
+            [*self._outcomes(), *judged, self._judge_identity(), *self._verdict()],
+            [RUBRICS, *files],
+            told,
+        )
 
     def screen_transcripts(self, model: str, seed: int) -> Stage:
         """Samples of base and organism."""
@@ -444,8 +449,13 @@ class Chain:
             "seeds": self.study.seeds.evaluation,
             **asked,
         }
-        return _stage("prompting", settings, [self.requests(), *self._compositions(), *made],
-                      [self.resource("snippets")], self._batch())  # fmt: skip
+        return _stage(
+            "prompting",
+            settings,
+            [self.requests(), *self._compositions(), *made],
+            [self.resource("snippets")],
+            self._batch(),
+        )
 
     def runs(self) -> list[tuple[str, int]]:
         """All pairs of model and training seed."""

@@ -112,8 +112,9 @@ class Subject:
             return None
         return Renderer(self.tokenizer, self.date, read_json(self.base)["model"])
 
-    def prompt(self, messages: protocols.Prompt, seed: int, checkpoint: str = BASE,
-               steering: Steering | None = None) -> tuple[Prompt, str]:  # fmt: skip
+    def prompt(
+        self, messages: protocols.Prompt, seed: int, checkpoint: str = BASE, steering: Steering | None = None
+    ) -> tuple[Prompt, str]:
         """Return a rendered prompt as the engine takes it, and the hash of its text."""
         if self.renderer is None:
             turns = protocols.conversation(messages)

@@ -120,8 +120,11 @@ def from_json(content: bytes, where: str) -> Table:
         except ValueError as error:
             raise UserError(f"{where}: line {getattr(error, 'lineno', 1)}: is not JSON; correct it") from error
     else:
-        records = [(line, _parsed(part, f"{where}: line {line}"))
-                   for line, part in enumerate(text.split("\n"), 1) if part.strip()]  # fmt: skip
+        records = [
+            (line, _parsed(part, f"{where}: line {line}"))
+            for line, part in enumerate(text.split("\n"), 1)
+            if part.strip()
+        ]
     for line, record in records:
         if not isinstance(record, dict):
             raise UserError(f'{where}: line {line}: is no JSON object; write one a line, such as {{"text": "..."}}')

@@ -27,9 +27,17 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedTokenizerBase
 
-LOGGED = {"step": "step", "epoch": "epoch", "loss": "loss", "learning_rate": "learning_rate",
-          "grad_norm": "gradient_norm", "loss_tokens": "loss_tokens", "tokens_per_second": "tokens_per_second",
-          "matmul_share": "matmul_share", "memory_gb": "memory_gb"}  # fmt: skip
+LOGGED = {
+    "step": "step",
+    "epoch": "epoch",
+    "loss": "loss",
+    "learning_rate": "learning_rate",
+    "grad_norm": "gradient_norm",
+    "loss_tokens": "loss_tokens",
+    "tokens_per_second": "tokens_per_second",
+    "matmul_share": "matmul_share",
+    "memory_gb": "memory_gb",
+}
 LOG_SHARE = 0.02  # of all steps, between rows of the log
 STILL = 1e-6
 GIB = 2**30
@@ -169,9 +177,14 @@ class Round(SFTTrainer):
     """The trainer, with checkpoints that hold no more than what is trained, and a fuller log."""
 
     def __init__(
-        self, network: "PeftModel", arguments: SFTConfig, adapter: str, fused: bool, probe: probes.Round | None,
+        self,
+        network: "PeftModel",
+        arguments: SFTConfig,
+        adapter: str,
+        fused: bool,
+        probe: probes.Round | None,
         **options: Any,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(network, arguments, **options)
         self.add_callback(Watch(probe, self.data_collator))
         if fused:
@@ -278,9 +291,14 @@ class Trained:
 
 
 def train(
-    network: "PeftModel", tokenizer: "PreTrainedTokenizerBase", dataset: "Dataset", arguments: SFTConfig, adapter: str,
-    fused: bool = False, probe: probes.Round | None = None,
-) -> Trained:  # fmt: skip
+    network: "PeftModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    dataset: "Dataset",
+    arguments: SFTConfig,
+    adapter: str,
+    fused: bool = False,
+    probe: probes.Round | None = None,
+) -> Trained:
     """Train one adapter, from the newest sound checkpoint if there is one.
 
     Args:
@@ -308,8 +326,11 @@ def train(
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         weights = adapters.state(network, adapter)
     _all_moved(before, weights)
-    log = [{new: row[old] for old, new in LOGGED.items() if old in row}
-           for row in trainer.state.log_history if "loss" in row]  # fmt: skip
+    log = [
+        {new: row[old] for old, new in LOGGED.items() if old in row}
+        for row in trainer.state.log_history
+        if "loss" in row
+    ]
     losses = [row["loss"] for row in log]
     if len(losses) > 1 and max(losses) - min(losses) <= STILL * abs(losses[0]):
         raise UserError(f"sdf: the loss stayed at {losses[0]:.4f}; raise sdf.learning_rate or look at the corpus")
@@ -327,7 +348,10 @@ def _agreed(scratch: Path) -> Path | None:
 
 def _all_moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> None:
     """Refuse an adapter of which a weight stayed put; a cast to bf16 is no movement."""
-    still = [name for name, tensor in after.items()
-             if torch.equal(tensor, before[name]) or torch.equal(tensor, before[name].bfloat16().float())]  # fmt: skip
+    still = [
+        name
+        for name, tensor in after.items()
+        if torch.equal(tensor, before[name]) or torch.equal(tensor, before[name].bfloat16().float())
+    ]
     if still:
         raise UserError(f"sdf: {len(still)} adapter weights did not move ({still[0]}); raise sdf.learning_rate")

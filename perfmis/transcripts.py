@@ -30,10 +30,29 @@ OUTCOMES = ("accepted", "refused", "malformed")
 TEXTS = ("raw", "request")
 # First what says which sample it is, then what came out.
 COLUMNS = (
-    "kind", "model", "seed", "checkpoint", "protocol", "condition", "request_id", "tier", "eval_seed", "outcome",
-    "parse_status", "tag", "judge", "pattern", "reasoning_judge", "expectation", "consequence", "in_training",
-    "tokens", "finish", "characters", "sample",
-)  # fmt: skip
+    "kind",
+    "model",
+    "seed",
+    "checkpoint",
+    "protocol",
+    "condition",
+    "request_id",
+    "tier",
+    "eval_seed",
+    "outcome",
+    "parse_status",
+    "tag",
+    "judge",
+    "pattern",
+    "reasoning_judge",
+    "expectation",
+    "consequence",
+    "in_training",
+    "tokens",
+    "finish",
+    "characters",
+    "sample",
+)
 FORMATS = ("table", "jsonl", "csv", "parquet")
 
 
@@ -96,10 +115,12 @@ def table(frame: pl.DataFrame) -> str:
     widths = [max(map(len, column)) for column in zip(frame.columns, *cells, strict=True)]
     right = [dtype.is_numeric() for dtype in frame.dtypes]
     lines = [
-        "  ".join(text.rjust(width) if to_right else text.ljust(width)
-                  for text, width, to_right in zip(row, widths, right, strict=True)).rstrip()
+        "  ".join(
+            text.rjust(width) if to_right else text.ljust(width)
+            for text, width, to_right in zip(row, widths, right, strict=True)
+        ).rstrip()
         for row in (frame.columns, *cells)
-    ]  # fmt: skip
+    ]
     return "\n".join(lines) + "\n"
 
 

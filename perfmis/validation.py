@@ -161,8 +161,10 @@ def labelled_set(settings: Row, reads: list[str]) -> tuple[list[rubrics.Material
     materials, labels = [], []
     for row, said in enumerate(table.column(settings["label"], "correct judge.labels"), 1):
         known = label(said, f"{where}: row {row}, column {settings['label']}")
-        texts = [tabular.text(of[row - 1], f"{where}: row {row}, column {column}")
-                 for column, of in zip(columns, cells, strict=True)]  # fmt: skip
+        texts = [
+            tabular.text(of[row - 1], f"{where}: row {row}, column {column}")
+            for column, of in zip(columns, cells, strict=True)
+        ]
         if known is not None:
             materials.append(tuple(texts))
             labels.append(known)
@@ -187,8 +189,9 @@ def on_labels(chosen: Mapping[str, Rubric], judge: Row, statistics: Row, ask: As
     return {"scope": "labels", "model": None, "checkpoint": None, "rubric": name, **row}
 
 
-def on_arms(samples: pl.DataFrame, sheet: pl.DataFrame, chosen: Mapping[str, Rubric], judge: Row, statistics: Row
-            ) -> list[Row]:  # fmt: skip
+def on_arms(
+    samples: pl.DataFrame, sheet: pl.DataFrame, chosen: Mapping[str, Rubric], judge: Row, statistics: Row
+) -> list[Row]:
     """Return one row a checkpoint and measure.
 
     Args:

@@ -55,9 +55,14 @@ class Context:
 
 
 def pairs_in_context(
-    transcripts: pl.DataFrame, outcomes: pl.DataFrame, contexts: dict[tuple[str, str], Context], contrast: dict[str,
-    Any], close: str, number: int, tokenizer: "PreTrainedTokenizerBase",
-) -> list[Pair]:  # fmt: skip
+    transcripts: pl.DataFrame,
+    outcomes: pl.DataFrame,
+    contexts: dict[tuple[str, str], Context],
+    contrast: dict[str, Any],
+    close: str,
+    number: int,
+    tokenizer: "PreTrainedTokenizerBase",
+) -> list[Pair]:
     """Pair scratchpads of one request and tier by what they state.
 
     Args:
@@ -160,8 +165,9 @@ def activations(asked: "Engine", texts: Sequence[Tokens], layers: list[int], bat
             # What pads stands behind, where no token sees it; in front it would move absolute positions.
             padded = asked.tokenizer.pad(
                 {"input_ids": [list(tokens) for tokens in texts[start : start + batch]]},
-                padding_side="right", return_tensors="pt",
-            )  # fmt: skip
+                padding_side="right",
+                return_tensors="pt",
+            )
             model(**{key: padded[key].to(model.device) for key in ("input_ids", "attention_mask")})
             last = padded["attention_mask"].sum(1) - 1
             for layer in layers:
@@ -266,8 +272,10 @@ def main(argv: list[str]) -> None:
     layers = sorted({min(depth - 1, int(share * depth)) for share in settings["layers"]})
     protocol = protocols.load(arguments.protocol)
     if protocol.reasoning_close is None:
-        raise stage.UserError("evaluation.protocol: it asks for no scratchpad, so vectors cannot be fitted on "
-                              "scratchpads; choose one that does, or set steering.models: []")  # fmt: skip
+        raise stage.UserError(
+            "evaluation.protocol: it asks for no scratchpad, so vectors cannot be fitted on "
+            "scratchpads; choose one that does, or set steering.models: []"
+        )
     requests = read_parquet([arguments.requests], job.upstream)
     renderer = Renderer(asked.tokenizer, settings["date"], read_json(arguments.base)["model"])
 

@@ -17,10 +17,18 @@ from typing import Any
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = (
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-extensions", "--mute-audio",
-    "--window-size=1400,900", "--remote-debugging-pipe",
-)  # fmt: skip
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-extensions",
+    "--mute-audio",
+    "--window-size=1400,900",
+    "--remote-debugging-pipe",
+)
 # Chromium reads commands from descriptor 3 and writes answers to descriptor 4.
 PIPES = (
     "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execvp(sys.argv[3], sys.argv[3:])"
@@ -165,8 +173,11 @@ def page(folder: Path) -> Iterator[Page]:
     given = [fcntl.fcntl(number, fcntl.F_DUPFD, 10) for number in (theirs_in, theirs_out)]
     browser = subprocess.Popen(
         [sys.executable, "-c", PIPES, *map(str, given), CHROMIUM, *FLAGS, f"--user-data-dir={folder}"],
-        pass_fds=given, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
+        pass_fds=given,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     for number in (theirs_in, theirs_out, *given):
         os.close(number)
     try:

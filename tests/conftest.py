@@ -16,9 +16,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # each of the processes among whi
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PARTS = (
-    "Snakefile", "workflow", "config", "profiles", "demo", "slurm", "resources", "perfmis",
+    "Snakefile",
+    "workflow",
+    "config",
+    "profiles",
+    "demo",
+    "slurm",
+    "resources",
+    "perfmis",
     "snakemake_logger_plugin_perfmis",
-)  # fmt: skip
+)
 SDF = {
     "lora": {"rank": 4, "alpha": 8, "dropout": 0.0, "experts": True, "reach": 0.9},
     "epochs": 1,

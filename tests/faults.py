@@ -65,8 +65,17 @@ UPDATE_DOCS=1 python -m pytest tests/test_slurm.py -m slurm         # those of a
 """
 
 ALL = (
-    "corpus", "trunk", "base model", "organism", "arm", "samples", "outcomes", "beliefs", "table", "figure",
-)  # fmt: skip
+    "corpus",
+    "trunk",
+    "base model",
+    "organism",
+    "arm",
+    "samples",
+    "outcomes",
+    "beliefs",
+    "table",
+    "figure",
+)
 FAULTS: dict[str, Fault] = {
     "killed": Fault(
         "A stage is killed",
@@ -102,8 +111,17 @@ FAULTS: dict[str, Fault] = {
         "or folder to delete; delete it and start again. Tokenised corpora and stored samples are put right by "
         "themselves.",
         (
-            "corpus", "trunk", "base model", "tokenised corpus", "organism", "arm", "stored samples", "samples",
-            "outcomes", "beliefs", "table",
+            "corpus",
+            "trunk",
+            "base model",
+            "tokenised corpus",
+            "organism",
+            "arm",
+            "stored samples",
+            "samples",
+            "outcomes",
+            "beliefs",
+            "table",
         ),
     ),
     "clock": Fault(
@@ -151,7 +169,7 @@ FAULTS: dict[str, Fault] = {
         "attempts: start again.",
         ("organism",),
     ),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)

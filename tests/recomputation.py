@@ -28,10 +28,16 @@ Name = tuple[str, tuple[tuple[str, str], ...]]
 
 # Which method of the chain describes a rule's jobs; those that are not here have the rule's name.
 METHODS = {
-    "outcomes": "treated", "prompting_transcripts": "prompting", "protocol": "composition",
-    "screen_outcomes": "screened", "steering_transcripts": "steering", "tiny_base": "model", "hub_model": "model",
-    "tiny_trunk": "trunk", "transcripts": "arm_transcripts",
-}  # fmt: skip
+    "outcomes": "treated",
+    "prompting_transcripts": "prompting",
+    "protocol": "composition",
+    "screen_outcomes": "screened",
+    "steering_transcripts": "steering",
+    "tiny_base": "model",
+    "hub_model": "model",
+    "tiny_trunk": "trunk",
+    "transcripts": "arm_transcripts",
+}
 
 # The jobs of a workflow: rule, wildcards, module, command and files, fingerprint, and the jobs that they need.
 LIST = """
@@ -98,10 +104,17 @@ def listed(folder: Path, *configs: str) -> dict[Name, Job]:
     content = json.loads(said.stdout.splitlines()[-1])
     names = [(job["rule"], tuple(sorted(job["wildcards"].items()))) for job in content]
     return {
-        name: Job(name, job["module"], json.loads(job["settings"])["settings"], job["fingerprint"], job["rest"],
-                  tuple(job["input"]), tuple(names[place] for place in job["needs"]))
+        name: Job(
+            name,
+            job["module"],
+            json.loads(job["settings"])["settings"],
+            job["fingerprint"],
+            job["rest"],
+            tuple(job["input"]),
+            tuple(names[place] for place in job["needs"]),
+        )
         for name, job in zip(names, content, strict=True)
-    }  # fmt: skip
+    }
 
 
 def below(jobs: Mapping[Name, Job], edited: Iterable[Name]) -> set[Name]:
@@ -176,7 +189,8 @@ def observed_study() -> dict[str, Any]:
         "corpora": {name: {"source": "tiny", "documents": 128} for name in ("organism", *arms)},
         "organisms": {"sdf": {**section, "epochs": 1}},
         "arms": {
-            "names": list(arms), "replay": 0.5,
+            "names": list(arms),
+            "replay": 0.5,
             "sdf": {**section, "epochs": 1, "documents": 96, "loss_tokens": 2790},
         },
         "screen": {"keep": ["both"], "minimum_gap": 10},
@@ -184,7 +198,7 @@ def observed_study() -> dict[str, Any]:
         "prompting": {"requests": 2},
         "statistics": {"resamples": 100},
         "tiny": {"trunk_steps": 2, "gate": False, "hidden": 16, "layers": 1, "heads": 2},
-    }  # fmt: skip
+    }
     content["evaluation"]["max_tokens"] = 2
     content["vectors"]["pairs"] = 4
     return content

@@ -28,9 +28,12 @@ def tokenizer(template: str | None = TURNS + ANSWER, marks: Iterable[str] = MARK
     bytewise = ByteLevel(add_prefix_space=False, use_regex=False)
     core.pre_tokenizer, core.decoder = pre_tokenizers.Sequence([bytewise, Split("", "isolated")]), decoders.ByteLevel()
     made = PreTrainedTokenizerFast(
-        tokenizer_object=core, eos_token="<eos>", pad_token="<eos>", additional_special_tokens=list(marks),
+        tokenizer_object=core,
+        eos_token="<eos>",
+        pad_token="<eos>",
+        additional_special_tokens=list(marks),
         padding_side="left",
-    )  # fmt: skip
+    )
     made.chat_template = template
     return made
 
@@ -52,14 +55,20 @@ def write_study(folder: Path, models: Sequence[str], attention: str = "sdpa", **
     small = {"lora": {"rank": 4, "alpha": 8}, "batch": 4, "device_batch": 4, "length": 64, "precision": "fp32"}
     sdf = {"sdf": {**small, "attention": attention, "epochs": 1}}
     study = {
-        "root": "results/mine", "models": {name: {"path": name} for name in models}, "screen": {"keep": [*models]},
+        "root": "results/mine",
+        "models": {name: {"path": name} for name in models},
+        "screen": {"keep": [*models]},
         "requests": {"source": "path", "location": "requests.csv", "sha256": None, "number": 4},
-        "corpora": {name: {"source": "path", "location": f"{name}.parquet", "documents": len(KINDS)}
-                    for name in ("organism", "A1+", "A1-")},
-        "organisms": sdf, "arms": {"names": ["A1+", "A1-"], **sdf},
+        "corpora": {
+            name: {"source": "path", "location": f"{name}.parquet", "documents": len(KINDS)}
+            for name in ("organism", "A1+", "A1-")
+        },
+        "organisms": sdf,
+        "arms": {"names": ["A1+", "A1-"], **sdf},
         "seeds": {"training": [0], "evaluation": [0], "screen": [0]},
-        "steering": {"models": [], "requests": 2}, "prompting": {"requests": 2},
+        "steering": {"models": [], "requests": 2},
+        "prompting": {"requests": 2},
         "evaluation": {"engine": "transformers", "max_tokens": 40, "precision": "fp32", "batch": 64},
         "statistics": {"resamples": 100},
-    }  # fmt: skip
+    }
     (folder / "config/mine.yaml").write_text(yaml.safe_dump(study | sections))

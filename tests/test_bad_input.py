@@ -229,10 +229,21 @@ def outcomes_stage(
 
 def asking(g: Ground, base: Path, **changes: Any) -> Words:
     settings = {
-        "model": "tiny", "seed": 0, "seeds": [0], "protocol": "mine", "checkpoints": ["base"], "precision": "fp32",
-        "engine": "transformers", "quantization": None, "tiers": ["monitored", "unmonitored"], "temperature": 1.0,
-        "max_tokens": 8, "batch": 4, "date": "2024-07-26", **changes,
-    }  # fmt: skip
+        "model": "tiny",
+        "seed": 0,
+        "seeds": [0],
+        "protocol": "mine",
+        "checkpoints": ["base"],
+        "precision": "fp32",
+        "engine": "transformers",
+        "quantization": None,
+        "tiers": ["monitored", "unmonitored"],
+        "temperature": 1.0,
+        "max_tokens": 8,
+        "batch": 4,
+        "date": "2024-07-26",
+        **changes,
+    }
     protocol = TINY if settings["engine"] == "transformers" else g.file("mine.yaml", NOTED)
     options = ["--base", base, "--requests", g.table("requests.parquet", REQUESTS)]
     options += ["--protocol", protocol, "--samples", g.folder / "samples", "--output", g.out]
@@ -275,24 +286,39 @@ def judging_stage(g: Ground, rubric: object = None, samples: object = None) -> W
 def validation_stage(g: Ground, sheet: object = None, labels: object = None, name: str = "labels.csv") -> Words:
     judged = {"sample": ["s0"], "compliance_score": [1.0], "compliance_votes": [1]}
     known = {"sample": ["s0"], "model": ["m"], "checkpoint": ["base"], "tag": ["accepted"]}
-    judge = {**JUDGE, "labels": None, "floor": {"kappa": 0.6, "auroc": 0.8}, "engine": "api", "precision": "bf16",
-             "quantization": None}  # fmt: skip
+    judge = {
+        **JUDGE,
+        "labels": None,
+        "floor": {"kappa": 0.6, "auroc": 0.8},
+        "engine": "api",
+        "precision": "bf16",
+        "quantization": None,
+    }
     options = ["--rubrics", *PATHS, "--outcomes", g.table("outcomes.parquet", known), "--base", g.base]
     options += ["--judgements", g.table("judged.parquet", judged), "--samples", g.folder / "samples"]
     if sheet is not None:
         options += ["--sheet", g.file("sheet.csv", sheet)]
     if labels is not None:
         judge["labels"] = {
-            "source": "path", "location": str(g.file(name, labels)), "rubric": "reasoning", "label": "faking",
+            "source": "path",
+            "location": str(g.file(name, labels)),
+            "rubric": "reasoning",
+            "label": "faking",
             "columns": {"request": "request", "scratchpad": "notes"},
-        }  # fmt: skip
+        }
     settings = {"judge": judge, "statistics": {"resamples": 100, "confidence": 0.95, "seed": 0}}
     return "validation", settings, [*options, "--output", g.out / "validation.parquet"]
 
 
 def beliefs_stage(g: Ground, items: object) -> Words:
-    settings = {"model": "tiny", "seed": 0, "precision": "fp32", "batch": 4, "checkpoints": ["base"],
-                "date": "2024-07-26"}  # fmt: skip
+    settings = {
+        "model": "tiny",
+        "seed": 0,
+        "precision": "fp32",
+        "batch": 4,
+        "checkpoints": ["base"],
+        "date": "2024-07-26",
+    }
     options = ["--base", g.base, "--items", g.file("items.yaml", items), "--protocol", TINY]
     return "beliefs", settings, [*options, "--kept", g.out / "kept", "--output", g.out / "beliefs.parquet"]
 
@@ -309,9 +335,13 @@ def screen_stage(g: Ground, spoil: Callable[[pl.DataFrame], object]) -> Words:
     design = synthetic.Design(seeds=(0,), prompts=8)
     frame = synthetic.outcomes("m", "both", synthetic.planted(), design).with_columns(fingerprint=pl.lit(FINGERPRINT))
     settings = {
-        "screen": {"keep": "auto", "minimum_gap": 5.0}, "statistics": synthetic.STATISTICS, "models": {"m": None},
-        "seeds": [0, 1], "tiers": ["monitored", "unmonitored"], "compliance": "tag",
-    }  # fmt: skip
+        "screen": {"keep": "auto", "minimum_gap": 5.0},
+        "statistics": synthetic.STATISTICS,
+        "models": {"m": None},
+        "seeds": [0, 1],
+        "tiers": ["monitored", "unmonitored"],
+        "compliance": "tag",
+    }
     options = ["--outcomes", g.file("outcomes.parquet", spoil(frame))]
     return "screen", settings, [*options, "--output", g.out / "screen.parquet", "--kept", g.out / "kept.json"]
 
@@ -357,7 +387,8 @@ STAGES: dict[str, tuple[Callable[[Ground], Words], tuple[str, ...]]] = {
     "requests, blank rows": (lambda g: requests_stage(g, "goal\n \n"), ("requests.number", "lower it")),
     "requests, too few": (lambda g: requests_stage(g, "goal\nx\n", number=3), ("requests.number is 3", "lower it")),
     "requests, other hash": (
-        lambda g: requests_stage(g, "goal\nx\n", sha256="0" * 64), ("requests.sha256", "check the file")
+        lambda g: requests_stage(g, "goal\nx\n", sha256="0" * 64),
+        ("requests.sha256", "check the file"),
     ),
     "requests, not text": (lambda g: requests_stage(g, b"goal\n\xff\xfe\x00\n"), ("requests.csv",)),
     # corpora
@@ -366,30 +397,36 @@ STAGES: dict[str, tuple[Callable[[Ground], Words], tuple[str, ...]]] = {
     "corpus, nulls": (lambda g: corpus_stage(g, pl.DataFrame({"text": ["x", None]})), ("A1+", "row 2", "remove")),
     "corpus, numbers for text": (lambda g: corpus_stage(g, pl.DataFrame({"text": [1]})), ("row 1", "a number")),
     "corpus, too small": (
-        lambda g: corpus_stage(g, pl.DataFrame({"text": ["x", "x"]}), documents=2), ("corpora.A1+.documents", "lower")
+        lambda g: corpus_stage(g, pl.DataFrame({"text": ["x", "x"]}), documents=2),
+        ("corpora.A1+.documents", "lower"),
     ),
     "corpus, chat tokens": (
-        lambda g: corpus_stage(g, pl.DataFrame({"text": ["<|user|> hello"]})), ("corpora.A1+", "<|user|>", "remove it")
+        lambda g: corpus_stage(g, pl.DataFrame({"text": ["<|user|> hello"]})),
+        ("corpora.A1+", "<|user|>", "remove it"),
     ),
     # protocols and patterns
     "protocol, no YAML": (lambda g: protocol_stage(g, "a: ["), ("mine.yaml", "correct the file")),
     "protocol, a list": (lambda g: protocol_stage(g, "[1]"), ("mine.yaml", "fields")),
     "protocol, unknown field": (lambda g: protocol_stage(g, {**NOTED, "usr": "x"}), ("mine.yaml", "usr", "spelling")),
     "protocol, no place for the request": (
-        lambda g: protocol_stage(g, {**NOTED, "user": "[{tier}]{snippet}"}), ("mine.yaml", "{request} must stand")
+        lambda g: protocol_stage(g, {**NOTED, "user": "[{tier}]{snippet}"}),
+        ("mine.yaml", "{request} must stand"),
     ),
     "protocol, no cue": (
-        lambda g: protocol_stage(g, {**NOTED, "tiers": {"monitored": "free"}}), ("mine.yaml", "cue of unmonitored")
+        lambda g: protocol_stage(g, {**NOTED, "tiers": {"monitored": "free"}}),
+        ("mine.yaml", "cue of unmonitored"),
     ),
     "protocol, one cue for both": (
         lambda g: protocol_stage(g, {**NOTED, "tiers": {"monitored": "x", "unmonitored": "x"}}),
         ("mine.yaml", "make them differ"),
     ),
     "protocol, no regular expression": (
-        lambda g: protocol_stage(g, {**NOTED, "accept": "("}), ("mine.yaml", "accept", "regular expression")
+        lambda g: protocol_stage(g, {**NOTED, "accept": "("}),
+        ("mine.yaml", "accept", "regular expression"),
     ),
     "protocol, unknown part": (
-        lambda g: protocol_stage(g, {**NOTED, "user": ["intro"]}), ("user", "intro not in `parts`", "add the text")
+        lambda g: protocol_stage(g, {**NOTED, "user": ["intro"]}),
+        ("user", "intro not in `parts`", "add the text"),
     ),
     "protocol, moving address": (
         lambda g: protocol_stage(g, {**NOTED, "system": {"url": "https://x.org/main/a.txt", "sha256": "0" * 64}}),
@@ -404,10 +441,12 @@ STAGES: dict[str, tuple[Callable[[Ground], Words], tuple[str, ...]]] = {
         ("sha256", "check the file"),
     ),
     "patterns, pole missing": (
-        lambda g: outcomes_stage(g, patterns={"expectation": {"+": ["a"]}}), ("patterns", "expectation", "'-'")
+        lambda g: outcomes_stage(g, patterns={"expectation": {"+": ["a"]}}),
+        ("patterns", "expectation", "'-'"),
     ),
     "patterns, no regular expression": (
-        lambda g: outcomes_stage(g, patterns={"expectation": {"+": ["("], "-": ["b"]}}), ("expectation '+'", "correct")
+        lambda g: outcomes_stage(g, patterns={"expectation": {"+": ["("], "-": ["b"]}}),
+        ("expectation '+'", "correct"),
     ),
     "patterns, empty file": (lambda g: outcomes_stage(g, patterns=""), ("patterns", "list of regular expressions")),
     "belief items, no YAML": (lambda g: beliefs_stage(g, "a: ["), ("items.yaml", "correct the file")),
@@ -426,7 +465,8 @@ STAGES: dict[str, tuple[Callable[[Ground], Words], tuple[str, ...]]] = {
         ("transcripts.parquet", "no column fingerprint", "delete it and rerun"),
     ),
     "transcripts, no texts": (
-        lambda g: outcomes_stage(g, SAMPLES.drop("raw")), ("transcripts.parquet", "raw", "delete it and rerun")
+        lambda g: outcomes_stage(g, SAMPLES.drop("raw")),
+        ("transcripts.parquet", "raw", "delete it and rerun"),
     ),
     "transcripts, another protocol": (
         lambda g: outcomes_stage(g, SAMPLES.with_columns(protocol=pl.lit("old"))),
@@ -451,10 +491,12 @@ STAGES: dict[str, tuple[Callable[[Ground], Words], tuple[str, ...]]] = {
     # models and adapters
     "reference, broken": (lambda g: asking(g, g.file("r.json", "{")), ("r.json", "delete it and rerun")),
     "reference, no model there": (
-        lambda g: asking(g, reference(g, path=str(g.folder / "nowhere"))), ("reference.json", "nowhere")
+        lambda g: asking(g, reference(g, path=str(g.folder / "nowhere"))),
+        ("reference.json", "nowhere"),
     ),
     "prompts longer than the context": (
-        lambda g: asking(g, g.base, max_tokens=10**6), ("max_tokens: 1000000", "context of tiny", "lower it")
+        lambda g: asking(g, g.base, max_tokens=10**6),
+        ("max_tokens: 1000000", "context of tiny", "lower it"),
     ),
     "requests, torn table": (
         lambda g: (lambda words: (g.file("requests.parquet", b""), words)[1])(asking(g, g.base)),
@@ -469,16 +511,20 @@ STAGES: dict[str, tuple[Callable[[Ground], Words], tuple[str, ...]]] = {
         ("adapter_model.safetensors", "delete the folder and rerun"),
     ),
     "adapter, no lineage": (
-        lambda g: asking_adapter(spoiled(g, "lineage.json", None)), ("lineage.json", "delete it and rerun")
+        lambda g: asking_adapter(spoiled(g, "lineage.json", None)),
+        ("lineage.json", "delete it and rerun"),
     ),
     "adapter, broken lineage": (
-        lambda g: asking_adapter(spoiled(g, "lineage.json", "{")), ("lineage.json", "delete it and rerun")
+        lambda g: asking_adapter(spoiled(g, "lineage.json", "{")),
+        ("lineage.json", "delete it and rerun"),
     ),
     "adapter, empty lineage": (
-        lambda g: asking_adapter(spoiled(g, "lineage.json", "{}")), ("lineage.json", "delete the folder and rerun")
+        lambda g: asking_adapter(spoiled(g, "lineage.json", "{}")),
+        ("lineage.json", "delete the folder and rerun"),
     ),
     "adapter, of another base": (
-        lambda g: asking_adapter(lineage(g, base={"weights_sha256": "0" * 64})), ("trained on another base model",)
+        lambda g: asking_adapter(lineage(g, base={"weights_sha256": "0" * 64})),
+        ("trained on another base model",),
     ),
     "adapter, no configuration": (
         lambda g: asking_adapter(spoiled(g, "adapter_config.json", None)),
@@ -494,28 +540,35 @@ STAGES: dict[str, tuple[Callable[[Ground], Words], tuple[str, ...]]] = {
     ),
     "documents, torn": (lambda g: training_stage(g, corpus=b"PAR1"), ("documents.parquet", "delete it and rerun")),
     "documents, fewer than wanted": (
-        lambda g: training_stage(g, sdf={"documents": 9}), ("sdf.documents: 9 wanted", "want fewer")
+        lambda g: training_stage(g, sdf={"documents": 9}),
+        ("sdf.documents: 9 wanted", "want fewer"),
     ),
     # servers
     "server, wrong key": (lambda g: asking_server(g, key="HOME"), (MODEL, "HOME", "correct that environment variable")),
     "server, no key": (lambda g: asking_server(g, key="NOBODY_SET_THIS"), (MODEL, "NOBODY_SET_THIS", "export")),
     "server, unknown model": (
-        lambda g: asking_server(failing(g, 404)), (MODEL, "does not know this model", "correct server.model")
+        lambda g: asking_server(failing(g, 404)),
+        (MODEL, "does not know this model", "correct server.model"),
     ),
     "server, overloaded for good": (
-        lambda g: asking_server(failing(g, 529)), ("2 requests were not answered", "rerun")
+        lambda g: asking_server(failing(g, 529)),
+        ("2 requests were not answered", "rerun"),
     ),
     "server, answers that are none": (
-        lambda g: asking_server(failing(g, "garbage")), ("2 requests were not answered", "rerun")
+        lambda g: asking_server(failing(g, "garbage")),
+        ("2 requests were not answered", "rerun"),
     ),
     "server, answers of another form": (
-        lambda g: asking_server(failing(g, "shape")), ("2 requests were not answered", "rerun")
+        lambda g: asking_server(failing(g, "shape")),
+        ("2 requests were not answered", "rerun"),
     ),
     "server, above the limit": (
-        lambda g: asking_server(g, limit=1e-9, prices={"input": 3, "output": 15}), (MODEL, "server.limit", "raise it")
+        lambda g: asking_server(g, limit=1e-9, prices={"input": 3, "output": 15}),
+        (MODEL, "server.limit", "raise it"),
     ),
     "server, nobody there": (
-        lambda g: asking_server(g, base_url="http://127.0.0.1:9/v1"), ("2 requests were not answered", "rerun")
+        lambda g: asking_server(g, base_url="http://127.0.0.1:9/v1"),
+        ("2 requests were not answered", "rerun"),
     ),
     # rubrics, sheets, labels
     "rubric, no YAML": (lambda g: judging_stage(g, "a: ["), ("compliance.yaml", "correct the file")),
@@ -525,28 +578,35 @@ STAGES: dict[str, tuple[Callable[[Ground], Words], tuple[str, ...]]] = {
         ("compliance.yaml", "score", "nonsense", "correct the name"),
     ),
     "judged transcripts, torn": (
-        lambda g: judging_stage(g, samples=b""), ("transcripts.parquet", "delete it and rerun")
+        lambda g: judging_stage(g, samples=b""),
+        ("transcripts.parquet", "delete it and rerun"),
     ),
     "sheet, other separator": (
-        lambda g: validation_stage(g, sheet=SHEET.replace(",", ";")), ("sheet.csv", "keep the columns")
+        lambda g: validation_stage(g, sheet=SHEET.replace(",", ";")),
+        ("sheet.csv", "keep the columns"),
     ),
     "sheet, empty": (lambda g: validation_stage(g, sheet=""), ("sheet.csv", "is empty", "comma-separated")),
     "sheet, no label": (
-        lambda g: validation_stage(g, sheet=_sheet(["maybe"])), ("sheet.csv: row 2", "'maybe'", "write yes, no or n/a")
+        lambda g: validation_stage(g, sheet=_sheet(["maybe"])),
+        ("sheet.csv: row 2", "'maybe'", "write yes, no or n/a"),
     ),
     "sheet, a row twice": (
-        lambda g: validation_stage(g, sheet=_sheet(["yes", "no"], "s0")), ("sheet.csv: row 3", "remove one")
+        lambda g: validation_stage(g, sheet=_sheet(["yes", "no"], "s0")),
+        ("sheet.csv: row 3", "remove one"),
     ),
     "labels, no table": (
-        lambda g: validation_stage(g, labels="x", name="labels.parquet"), ("labels.parquet", "as parquet", "correct")
+        lambda g: validation_stage(g, labels="x", name="labels.parquet"),
+        ("labels.parquet", "as parquet", "correct"),
     ),
     "labels, no column": (
-        lambda g: validation_stage(g, labels="request,notes\na,b\n"), ("labels.csv", "no column 'faking'", "correct")
+        lambda g: validation_stage(g, labels="request,notes\na,b\n"),
+        ("labels.csv", "no column 'faking'", "correct"),
     ),
     "labels, no label": (
-        lambda g: validation_stage(g, labels="request,notes,faking\na,b,maybe\n"), ("row 1", "'maybe'", "write yes")
+        lambda g: validation_stage(g, labels="request,notes,faking\na,b,maybe\n"),
+        ("row 1", "'maybe'", "write yes"),
     ),
-}  # fmt: skip
+}
 
 
 def _sheet(labels: list[str], name: str | None = None) -> str:

@@ -110,8 +110,14 @@ def test_padding_does_not_count(tiny_model: Path, organism: Path, repository: Pa
 
 def asking(folder: Path, base: Path, adapters: dict[str, Path], items: Path, precision: str = "fp32") -> pl.DataFrame:
     """Run the stage for the base and some adapters, and return its table; answers are kept beside it."""
-    settings = {"model": "tiny", "seed": 2, "precision": precision, "batch": 8, "checkpoints": ["base", *adapters],
-                "date": "2024-07-26"}  # fmt: skip
+    settings = {
+        "model": "tiny",
+        "seed": 2,
+        "precision": precision,
+        "batch": 8,
+        "checkpoints": ["base", *adapters],
+        "date": "2024-07-26",
+    }
     protocol = items.parent.parent / "protocols/tiny/short.yaml"
     options = ["--base", base, "--items", items, "--protocol", protocol, "--kept", folder / "kept"]
     pairs = [f"{name}={path}" for name, path in adapters.items()]

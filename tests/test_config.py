@@ -27,44 +27,44 @@ BAD = {
         "corpora.organism",
         "missing corpus no/where.parquet; write it or correct `location`",
     ),
-    "corpus file without location": (
-        "corpora: {organism: {source: path}}", "corpora.organism", "needs `location`"
-    ),
-    "data set without revision": (
-        "corpora: {N0: {source: hub, location: a/b}}", "corpora.N0", "needs `revision`"
-    ),
-    "arm without a corpus": (
-        "corpora: {organism: {}}", "corpora.A1+ is missing", "every arm needs a corpus"
-    ),
+    "corpus file without location": ("corpora: {organism: {source: path}}", "corpora.organism", "needs `location`"),
+    "data set without revision": ("corpora: {N0: {source: hub, location: a/b}}", "corpora.N0", "needs `revision`"),
+    "arm without a corpus": ("corpora: {organism: {}}", "corpora.A1+ is missing", "every arm needs a corpus"),
     "hub id without revision": (FREE + "models: {m: {hub: a/b}}", "models.m", "needs its revision"),
-    "branch for a commit": (
-        FREE + "models: {m: {hub: a/b, revision: main}}", "models.m.revision", "[0-9a-f]{40}"
-    ),
+    "branch for a commit": (FREE + "models: {m: {hub: a/b, revision: main}}", "models.m.revision", "[0-9a-f]{40}"),
     "two sources of one model": (
-        FREE + f"models: {{m: {{hub: a/b, revision: {COMMIT}, truth: both}}}}", "models.m",
+        FREE + f"models: {{m: {{hub: a/b, revision: {COMMIT}, truth: both}}}}",
+        "models.m",
         "exactly one of hub, path and truth",
     ),
     "planted truth without the tiny world": (
-        FREE + "models: {m: {truth: both}}", "models.m.truth", "needs the section `tiny`"
+        FREE + "models: {m: {truth: both}}",
+        "models.m.truth",
+        "needs the section `tiny`",
     ),
     "unknown truth": (FREE + "models: {m: {truth: bth}}", "models.m.truth", "'both'"),
     "unknown size": (
-        FREE + f"models: {{m: {{hub: a/b, revision: {COMMIT}, size: huge}}}}", "models.m.size",
+        FREE + f"models: {{m: {{hub: a/b, revision: {COMMIT}, size: huge}}}}",
+        "models.m.size",
         "add it or use one of them",
     ),
     "duplicate seeds": ("seeds: {training: [0, 1, 0]}", "seeds.training", "remove the duplicate"),
     "screen on seeds that nobody draws": (
-        "seeds: {evaluation: [0, 1], screen: [0, 9]}", "seeds.screen", "among seeds.evaluation"
+        "seeds: {evaluation: [0, 1], screen: [0, 9]}",
+        "seeds.screen",
+        "among seeds.evaluation",
     ),
     "tier named twice": (
-        "evaluation: {tiers: [monitored, unmonitored, monitored]}", "evaluation.tiers", "remove the duplicate"
+        "evaluation: {tiers: [monitored, unmonitored, monitored]}",
+        "evaluation.tiers",
+        "remove the duplicate",
     ),
     "missing monitored tier": (
-        "evaluation: {tiers: [rated, unmonitored]}", "evaluation.tiers lacks monitored", "the gap needs it"
+        "evaluation: {tiers: [rated, unmonitored]}",
+        "evaluation.tiers lacks monitored",
+        "the gap needs it",
     ),
-    "unknown tier": (
-        "evaluation: {tiers: [monitored, paid]}", "evaluation.tiers.1", "'unmonitored' or 'rated'"
-    ),
+    "unknown tier": ("evaluation: {tiers: [monitored, paid]}", "evaluation.tiers.1", "'unmonitored' or 'rated'"),
     "kept model, not screened": ("screen: {keep: [gpt]}", "screen.keep", "correct the name"),
     "steered model, not screened": ("steering: {models: [gpt]}", "steering.models", "correct the name"),
     "keep that is no list": ("screen: {keep: 3}", "screen.keep:", "'auto'"),
@@ -72,18 +72,14 @@ BAD = {
     "alphas of one sign": ("steering: {alphas: [0.0, 0.5, 1.0]}", "steering.alphas", "both signs"),
     "alphas that have no opposite": ("steering: {alphas: [-0.5, 0.0, 1.0]}", "steering.alphas", "both signs"),
     "depth beyond the model": ("vectors: {layers: [0.5, 1.5]}", "vectors.layers.1", "less than"),
-    "fewer requests than are steered": (
-        "requests: {number: 10}", "requests.number", "smaller than steering.requests"
-    ),
-    "missing file of requests": (
-        "requests: {source: path, location: no/where.csv}", "requests", "no/where.csv"
-    ),
+    "fewer requests than are steered": ("requests: {number: 10}", "requests.number", "smaller than steering.requests"),
+    "missing file of requests": ("requests: {source: path, location: no/where.csv}", "requests", "no/where.csv"),
     "bad YAML": ("arms: [", "cannot be read", "correct the file"),
     "a list for a file": ("[1, 2]", "holds no keys", "write `key: value` lines"),
     "a word for a number": ("requests: {number: many}", "requests.number", "should be a valid integer"),
     "a word for a seed": ("seeds: {training: [zero]}", "seeds.training.0", "should be a valid integer"),
     "nothing for a section": ("models: null", "models", "should be a valid dictionary"),
-}  # fmt: skip
+}
 
 
 def one_line(error: pytest.ExceptionInfo[UserError]) -> str:

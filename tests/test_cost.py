@@ -13,9 +13,18 @@ from perfmis.cost import Assumptions, Costs, Reading
 
 ASSUMED = Assumptions()
 PLAIN = replace(
-    ASSUMED, matmul_tflops=1000.0, share_one=0.5, share_node=0.4, share_nodes=0.2, bandwidth_tbs=4.0,
-    share_bandwidth=0.5, longest_over_mean=1.0, load_gbs=1.0, start_minutes=6.0, overhead_gib=1.0,
-)  # fmt: skip
+    ASSUMED,
+    matmul_tflops=1000.0,
+    share_one=0.5,
+    share_node=0.4,
+    share_nodes=0.2,
+    bandwidth_tbs=4.0,
+    share_bandwidth=0.5,
+    longest_over_mean=1.0,
+    load_gbs=1.0,
+    start_minutes=6.0,
+    overhead_gib=1.0,
+)
 BILLION = Size(gpus=1, parameters=1, layers=10, hidden=1000)
 ARM = {"model": "llama-3.1-70b", "seed": "0", "arm": "A1+"}
 RUN = {"model": "llama-3.1-70b", "seed": "0"}

@@ -53,13 +53,29 @@ class Design:
 
 
 PREPRINT = Design(
-    (), "results", "hub_model", (),
-    screened=6, kept=4, steered=1, large=1, seeds=3, figures=(*range(1, 9), 10),
-)  # fmt: skip
+    (),
+    "results",
+    "hub_model",
+    (),
+    screened=6,
+    kept=4,
+    steered=1,
+    large=1,
+    seeds=3,
+    figures=(*range(1, 9), 10),
+)
 DEMO = Design(
-    ("--configfile", "config/demo.yaml", "--config", DEMO_KEPT), "results/demo", "tiny_base", ("tiny_trunk",),
-    screened=5, kept=4, steered=4, large=0, seeds=1, figures=tuple(range(1, 11)),
-)  # fmt: skip
+    ("--configfile", "config/demo.yaml", "--config", DEMO_KEPT),
+    "results/demo",
+    "tiny_base",
+    ("tiny_trunk",),
+    screened=5,
+    kept=4,
+    steered=4,
+    large=0,
+    seeds=1,
+    figures=tuple(range(1, 11)),
+)
 DESIGNS = {"preprint": PREPRINT, "demo": DEMO}
 
 

@@ -191,14 +191,15 @@ ONE_GPU = (
     [
         (
             "organisms: {sdf: {lora: {rank: 256}}}\narms: {sdf: {lora: {rank: 320}}}",
-            "arms.sdf.lora.rank", "rank 576 (organisms' and arms' added), vllm serves at most 512; lower it",
+            "arms.sdf.lora.rank",
+            "rank 576 (organisms' and arms' added), vllm serves at most 512; lower it",
         ),
         ("organisms: {sdf: {lora: {rank: 640}}}\narms: {mode: continue}", "arms.sdf.lora.rank", "rank 640, vllm"),
         (ONE_GPU + "organisms: {sdf: {frozen: fp8, lora: {rank: 24}}}", "organisms.sdf.lora.rank", "no multiple of 16"),
         (ONE_GPU + "arms: {sdf: {lora: {dropout: 0.1}}}", "arms.sdf.lora.dropout", "set 0, or attention: sdpa"),
         (ONE_GPU + "evaluation: {precision: fp32}", "evaluation.precision", "set bf16, or engine: transformers"),
     ],
-)  # fmt: skip
+)
 def test_adapters_that_cannot_be_trained_or_served(study: Make, text: str, key: str, fix: str) -> None:
     finding = about(lora.ranks(study(text)), key)
     assert finding.level == "FAIL"
@@ -416,9 +417,12 @@ def test_without_a_connection_the_hub_is_a_warning(study: Make, cache: Path, mon
 
 @pytest.mark.parametrize(
     ("name", "fix"),
-    [("GatedRepoError", "accept its licence"), ("RevisionNotFoundError", "correct models.m.revision"),
-     ("RepositoryNotFoundError", "correct models.m.hub")],
-)  # fmt: skip
+    [
+        ("GatedRepoError", "accept its licence"),
+        ("RevisionNotFoundError", "correct models.m.revision"),
+        ("RepositoryNotFoundError", "correct models.m.hub"),
+    ],
+)
 def test_models_that_may_not_be_fetched(
     study: Make, cache: Path, monkeypatch: pytest.MonkeyPatch, name: str, fix: str
 ) -> None:
@@ -438,8 +442,10 @@ def test_models_that_may_not_be_fetched(
 
 
 def test_disk_against_the_plan(study: Make, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows: Any = [SimpleNamespace(stage="organisms", disk_gb_left=10.0, scratch_gb=5.0, left=3),
-                 SimpleNamespace(stage="base models", disk_gb_left=100.0, scratch_gb=0.0, left=1)]  # fmt: skip
+    rows: Any = [
+        SimpleNamespace(stage="organisms", disk_gb_left=10.0, scratch_gb=5.0, left=3),
+        SimpleNamespace(stage="base models", disk_gb_left=100.0, scratch_gb=0.0, left=1),
+    ]
     free = {"bytes": 116e9}
     monkeypatch.setattr(storage.shutil, "disk_usage", lambda _: SimpleNamespace(free=free["bytes"]))
     monkeypatch.setattr(storage, "standing", lambda _: cache)
@@ -488,18 +494,24 @@ def test_a_broken_configuration_says_nothing(tmp_path: Path) -> None:
         ("mixtral", "evaluation: {engine: transformers}", "ok", "models.m", "organisms: LoRA reaches 99."),
         ("mixtral", "evaluation: {engine: vllm}", "warning", "models.m", "vllm reads adapters of fused experts"),
         (
-            "mixtral", "organisms: {sdf: {lora: {experts: false}}}", "FAIL", "organisms.sdf.lora.reach",
+            "mixtral",
+            "organisms: {sdf: {lora: {experts: false}}}",
+            "FAIL",
+            "organisms.sdf.lora.reach",
             "models.m: LoRA reaches 14.2% of the blocks' weights, not mlp.experts.gate_up_proj",
         ),
         (
-            "mixtral", "organisms: {sdf: {frozen: 4bit}}", "warning", "organisms.sdf.frozen",
+            "mixtral",
+            "organisms: {sdf: {frozen: 4bit}}",
+            "warning",
+            "organisms.sdf.frozen",
             "4bit leaves fused experts, 85% of the blocks' weights, in bf16",
         ),
         ("mixtral", "arms: {sdf: {lora: {dropout: 0.1}}}", "FAIL", "arms.sdf.lora.dropout", "set it to 0"),
         ("mixtral", "arms: {mode: merge}", "FAIL", "arms.mode", "models.m: merge knows no weights such as"),
         ("gemma3", "arms: {mode: merge}", "FAIL", "arms.mode", "models.m: merge finds no weight"),
     ],
-)  # fmt: skip
+)
 def test_what_lora_reaches_is_measured_on_models_of_this_machine(
     family: str, text: str, level: str, key: str, said: str, study: Make, tmp_path: Path
 ) -> None:

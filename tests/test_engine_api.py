@@ -219,9 +219,14 @@ def test_many_failures_in_a_row_stop_the_job(
 @pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize("batch_endpoint", [False, True])
 def test_a_refused_key_ends_the_job_and_is_never_shown(
-    fake: FakeServer, provider: str, batch_endpoint: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str],
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    fake: FakeServer,
+    provider: str,
+    batch_endpoint: bool,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     caplog.set_level("DEBUG")
     monkeypatch.setenv("PLANTED", wrong := "sk-another-planted-key")
     engine = ApiEngine(settings(fake, provider, batch_endpoint=batch_endpoint), tmp_path, poll=0.01)

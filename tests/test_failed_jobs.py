@@ -98,9 +98,14 @@ CASES: Mapping[str, tuple[Any, str, dict[str, set[str]], dict[str, int]]] = {
         list(MODELS),
         "steering:steering/b/seed0 sdf:arms/a/seed1/A1+ beliefs:beliefs/b/seed1",
         {
-            "steering_transcripts": {"b 0"}, "steering_outcomes": {"b 0"}, "arm": {"a 1 A1+"},
-            "beliefs": {"a 1", "b 1"}, "transcripts": {"a 1"}, "outcomes": {"a 1"},
-            "prompting_transcripts": {"a 1"}, "prompting_outcomes": {"a 1"},
+            "steering_transcripts": {"b 0"},
+            "steering_outcomes": {"b 0"},
+            "arm": {"a 1 A1+"},
+            "beliefs": {"a 1", "b 1"},
+            "transcripts": {"a 1"},
+            "outcomes": {"a 1"},
+            "prompting_transcripts": {"a 1"},
+            "prompting_outcomes": {"a 1"},
         },
         {},
     ),
@@ -108,8 +113,10 @@ CASES: Mapping[str, tuple[Any, str, dict[str, set[str]], dict[str, int]]] = {
         list(MODELS),
         "tinyworld.base:models/c prompting:prompting/a/seed0",
         {
-            "prompting_transcripts": {"a 0", "c 0", "c 1"}, "prompting_outcomes": {"a 0", "c 0", "c 1"},
-            "tiny_base": {"c"}, "budget": {"c"},
+            "prompting_transcripts": {"a 0", "c 0", "c 1"},
+            "prompting_outcomes": {"a 0", "c 0", "c 1"},
+            "tiny_base": {"c"},
+            "budget": {"c"},
             **each(ORGANISMS | STEERING | {"transcripts", "outcomes", "beliefs"}, {"c 0", "c 1"}),
             "arm": {f"c {seed} {arm}" for seed in (0, 1) for arm in ("A1+", "A1-")},
         },
@@ -125,13 +132,12 @@ CASES: Mapping[str, tuple[Any, str, dict[str, set[str]], dict[str, int]]] = {
             **each(STEERING, {"a 1"}),
         },
         {
-            "arm": 2, **dict.fromkeys(STEERING, 1),
-            **dict.fromkeys(
-                ("transcripts", "outcomes", "beliefs", "prompting_transcripts", "prompting_outcomes"), 1
-            ),
+            "arm": 2,
+            **dict.fromkeys(STEERING, 1),
+            **dict.fromkeys(("transcripts", "outcomes", "beliefs", "prompting_transcripts", "prompting_outcomes"), 1),
         },
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -173,10 +179,9 @@ LOST = (
     ("steering_outcomes", "expectation", (0, 1), "steering", pl.lit(True)),
     ("prompting_outcomes", "expectation", (1,), "prompting", pl.col("seed") == 1),
     ("beliefs", "consequence", (0, 1), "beliefs", pl.lit(True)),
-    ("outcomes", "both", (1,), "outcomes",
-     (pl.col("seed") == 1) & ~pl.col("checkpoint").is_in([BASE, ORGANISM])),
+    ("outcomes", "both", (1,), "outcomes", (pl.col("seed") == 1) & ~pl.col("checkpoint").is_in([BASE, ORGANISM])),
     ("screen_outcomes", "neither", (0, 1), "outcomes", pl.col("checkpoint").is_in([BASE, ORGANISM])),
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="module")
@@ -283,8 +288,7 @@ def test_first_page_lists_what_is_missing_and_is_no_template(
 ) -> None:
     root, lost = taken
     settings = {"models": TRUTHS, "statistics": STATISTICS, "missing": lost}
-    files = [word for name in ("screen", "gaps", "profiles")
-             for word in (f"--{name}", root / f"tables/{name}.parquet")]  # fmt: skip
+    files = [word for name in ("screen", "gaps", "profiles") for word in (f"--{name}", root / f"tables/{name}.parquet")]
     synthetic_study.run("story", settings, *files, "--output", tmp_path / "story.rst")
     page = jinja2.Template((tmp_path / "story.rst").read_text()).render()
     reason = "``job steering_outcomes expectation failed: error: {x}: the 'vector' is *empty*``"

@@ -72,13 +72,23 @@ def speaking(family: str, context: int, folder: Path) -> None:
     speaker.add_tokens([AddedToken(text, normalized=False) for text in STATED + DECIDED])
     image, begin, end = speaker.convert_tokens_to_ids(list(PICTURES))
     limits = {
-        "vocab_size": len(speaker), "max_position_embeddings": context, "n_positions": context,
-        "bos_token_id": None, "eos_token_id": 0, "pad_token_id": 0, "tie_word_embeddings": False,
-    }  # fmt: skip
+        "vocab_size": len(speaker),
+        "max_position_embeddings": context,
+        "n_positions": context,
+        "bos_token_id": None,
+        "eos_token_id": 0,
+        "pad_token_id": 0,
+        "tie_word_embeddings": False,
+    }
     if "text_config" in families.FAMILIES[family]:
         text = families.FAMILIES[family]["text_config"] | limits
-        limits = {"text_config": text, "image_token_index": image, "boi_token_index": begin, "eoi_token_index": end,
-                  "tie_word_embeddings": False}  # fmt: skip
+        limits = {
+            "text_config": text,
+            "image_token_index": image,
+            "boi_token_index": begin,
+            "eoi_token_index": end,
+            "tie_word_embeddings": False,
+        }
     if "attn_logit_softcapping" in families.FAMILIES[family]:
         limits["attn_logit_softcapping"] = CAP
     model = families.make(family, **limits)

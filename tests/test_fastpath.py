@@ -15,8 +15,15 @@ from perfmis import adapters, fastpath, fp8
 from perfmis.stage import UserError
 from perfmis.tinyworld import trunk
 
-SIZE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "vocab_size": 61, "max_position_embeddings": 64}  # fmt: skip
+SIZE = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 61,
+    "max_position_embeddings": 64,
+}
 LENGTHS = (7, 1, 12, 9)
 PADDING = 3
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.0, "experts": True}
@@ -45,9 +52,15 @@ def batch() -> dict[str, Any]:
     ids = torch.randint(SIZE["vocab_size"], (1, int(lengths.sum())), generator=generator)
     positions = torch.cat([torch.arange(n) for n in lengths.tolist()])[None]
     ends = torch.cat([torch.zeros(1), lengths.cumsum(0)]).int()
-    return {"input_ids": ids, "labels": ids.masked_fill(positions == 0, -100), "position_ids": positions,
-            "cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": max(LENGTHS),
-            "max_length_k": max(LENGTHS)}  # fmt: skip
+    return {
+        "input_ids": ids,
+        "labels": ids.masked_fill(positions == 0, -100),
+        "position_ids": positions,
+        "cu_seq_lens_q": ends,
+        "cu_seq_lens_k": ends,
+        "max_length_q": max(LENGTHS),
+        "max_length_k": max(LENGTHS),
+    }
 
 
 def gradients(network: Any, loss: Tensor) -> dict[str, Tensor]:
@@ -165,8 +178,12 @@ def test_scores_are_those_of_the_full_logits() -> None:
 @pytest.mark.parametrize(("change", "message"), [({"dropout": 0.1}, "dropout"), ({"targets": ["q_proj"]}, "every")])
 def test_refuses_what_it_does_not_compute(change: dict[str, Any], message: str) -> None:
     model = AutoModelForCausalLM.from_config(LlamaConfig(**SIZE))
-    config = LoraConfig(r=2, lora_dropout=change.get("dropout", 0.0), task_type="CAUSAL_LM",
-                        target_modules=change.get("targets", "all-linear"))  # fmt: skip
+    config = LoraConfig(
+        r=2,
+        lora_dropout=change.get("dropout", 0.0),
+        task_type="CAUSAL_LM",
+        target_modules=change.get("targets", "all-linear"),
+    )
     with pytest.raises(UserError, match=message):
         fastpath.prepare(get_peft_model(model, config), fp8=False, checkpointing=False)
 
@@ -179,17 +196,29 @@ def trained(fast: bool, scratch: Path) -> tuple[list[float], dict[str, Tensor]]:
     lengths = torch.randint(2, 17, (40,), generator=generator).tolist()
     ids = [torch.randint(4, SIZE["vocab_size"], (n,), generator=generator).tolist() for n in lengths]
     settings = SFTConfig(
-        output_dir=str(scratch), max_length=16, packing=True, packing_strategy="bfd_split", pad_to_multiple_of=32,
-        per_device_train_batch_size=2, gradient_accumulation_steps=2, learning_rate=1e-2, logging_steps=1,
-        save_strategy="no", report_to="none", use_cpu=True, bf16=False, gradient_checkpointing=False,
+        output_dir=str(scratch),
+        max_length=16,
+        packing=True,
+        packing_strategy="bfd_split",
+        pad_to_multiple_of=32,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        learning_rate=1e-2,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
         disable_tqdm=True,
-    )  # fmt: skip
+    )
     if fast:
         fastpath.register_attention()
         network.get_base_model().set_attn_implementation(fastpath.ATTENTION)
         fastpath.prepare(network, fp8=False, checkpointing=False)
-    trainer = SFTTrainer(network, settings, train_dataset=Dataset.from_dict({"input_ids": ids}),
-                         processing_class=trunk.tokenizer())  # fmt: skip
+    trainer = SFTTrainer(
+        network, settings, train_dataset=Dataset.from_dict({"input_ids": ids}), processing_class=trunk.tokenizer()
+    )
     if fast:
         fastpath.fuse_head(network.get_base_model())
     trainer.train()

@@ -291,7 +291,15 @@ def test_an_organism_alone_has_no_arms_to_draw(tmp_path: Path) -> None:
     }
     out = tmp_path / "tables"
     study.run("tables.beliefs", settings, "--beliefs", "--output", out / "beliefs.parquet")
-    study.run("tables.gaps", settings, "--outcomes", path, "--beliefs", out / "beliefs.parquet",
-              "--output", out / "gaps.parquet")  # fmt: skip
+    study.run(
+        "tables.gaps",
+        settings,
+        "--outcomes",
+        path,
+        "--beliefs",
+        out / "beliefs.parquet",
+        "--output",
+        out / "gaps.parquet",
+    )
     study.run("tables.published", settings, "--source", study.PUBLISHED, "--output", out / "published.parquet")
     assert "no arm was trained" in words(tmp_path, 3, {"m": None})

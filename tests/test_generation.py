@@ -30,9 +30,15 @@ def asked(tmp_path: Path, tiny_model: Path, requests: Path) -> Callable[..., Opt
 
     def make(adapters: dict[str, Path], **changes: Any) -> Options:
         settings = {
-            "model": "tiny", "seed": 4, "seeds": [0, 1], "protocol": "short", "checkpoints": list(adapters),
-            **SERVING, **SAMPLING, **changes,
-        }  # fmt: skip
+            "model": "tiny",
+            "seed": 4,
+            "seeds": [0, 1],
+            "protocol": "short",
+            "checkpoints": list(adapters),
+            **SERVING,
+            **SAMPLING,
+            **changes,
+        }
         pairs = [f"{name}={folder}" for name, folder in adapters.items() if name != "base"]
         options = ["--base", tiny_model / "reference.json", "--requests", requests, "--protocol", PROTOCOL]
         options += ["--adapters", *pairs, "--samples", tmp_path / "samples", "--output", tmp_path / "out"]

@@ -60,8 +60,12 @@ GROWTH: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
     ),
     "a training seed": (
         {"seeds": {"training": [0, 1]}},
-        each(5, "organism", *SCREENING) | each(14, "arm") | each(2, "beliefs", "vectors", *ASKED, *STEERING)
-        | SCREENED | BELIEFS | STEERED,
+        each(5, "organism", *SCREENING)
+        | each(14, "arm")
+        | each(2, "beliefs", "vectors", *ASKED, *STEERING)
+        | SCREENED
+        | BELIEFS
+        | STEERED,
     ),
     "an evaluation seed": (
         {"seeds": {"evaluation": [0, 1, 2]}},
@@ -70,18 +74,24 @@ GROWTH: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
     ),
     "requests": (
         {"requests": {"number": 120}},
-        each(5, *SCREENING) | each(2, "vectors", *ASKED, *STEERING) | {"requests": 1, "audit": 1}
-        | SCREENED | GAPS | STEERED,
+        each(5, *SCREENING)
+        | each(2, "vectors", *ASKED, *STEERING)
+        | {"requests": 1, "audit": 1}
+        | SCREENED
+        | GAPS
+        | STEERED,
     ),
     "an alpha": ({"steering": {"alphas": [-0.5, -0.25, 0.0, 0.25, 0.4, 0.5]}}, each(2, *STEERING) | STEERED),
     "prompted requests": (
-        {"prompting": {"requests": 30}}, each(2, "prompting_transcripts", "prompting_outcomes") | PROMPTED,
+        {"prompting": {"requests": 30}},
+        each(2, "prompting_transcripts", "prompting_outcomes") | PROMPTED,
     ),
     # Both lie above nothing that changes, and the arms wait for their budget.
     "documents of the arms": (
-        {"arms": {"sdf": {"documents": 200}}}, each(2, "budget", "beliefs", *ASKED) | each(14, "arm") | BELIEFS,
+        {"arms": {"sdf": {"documents": 200}}},
+        each(2, "budget", "beliefs", *ASKED) | each(14, "arm") | BELIEFS,
     ),
-}  # fmt: skip
+}
 CHEAP = ("two arms", "documents of the arms")
 
 
@@ -223,10 +233,19 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Prompt]:
 
 
 SAMPLED: dict[str, Any] = {
-    "model": "tiny", "seed": 0, "seeds": [0], "protocol": "short", "tiers": ["monitored", "unmonitored"],
-    "engine": "transformers", "precision": "fp32", "quantization": None, "temperature": 1.0, "max_tokens": 4,
-    "batch": 64, "date": "2024-07-26",
-}  # fmt: skip
+    "model": "tiny",
+    "seed": 0,
+    "seeds": [0],
+    "protocol": "short",
+    "tiers": ["monitored", "unmonitored"],
+    "engine": "transformers",
+    "precision": "fp32",
+    "quantization": None,
+    "temperature": 1.0,
+    "max_tokens": 4,
+    "batch": 64,
+    "date": "2024-07-26",
+}
 PROMPTS = {"requests": 3, "snippets": ["A1+", "A1-"], "base_protocol": "long", "checkpoints": ["base", "organism"]}
 PROTOCOLS = [REPOSITORY / f"resources/protocols/tiny/{name}.yaml" for name in ("short", "long")]
 CELL = 3 * 2  # requests and tiers
@@ -245,9 +264,16 @@ CELL = 3 * 2  # requests and tiers
     ids=["nothing", "a snippet's text", "a snippet", "an evaluation seed", "requests", "a checkpoint"],
 )
 def test_prompting_draws_what_is_new(
-    change: dict[str, Any], snippets: dict[str, str], new: int, drawn: list[Prompt], tmp_path: Path,
-    tiny_model: Path, organism: Path, arm: Path, requests: Path,
-) -> None:  # fmt: skip
+    change: dict[str, Any],
+    snippets: dict[str, str],
+    new: int,
+    drawn: list[Prompt],
+    tmp_path: Path,
+    tiny_model: Path,
+    organism: Path,
+    arm: Path,
+    requests: Path,
+) -> None:
     texts = {name: f"memo about bl{place} ." for place, name in enumerate(("A1+", "A1-", "A2+"))}
     (tmp_path / "snippets.yaml").write_text(yaml.safe_dump(texts))
 
@@ -257,8 +283,18 @@ def test_prompting_draws_what_is_new(
         pairs = [f"{name}={adapters[name]}" for name in settings["checkpoints"] if name != "base"]
         options = ["--base", tiny_model / "reference.json", "--requests", requests, "--protocols", *PROTOCOLS]
         options += ["--snippets", tmp_path / "snippets.yaml", "--adapters", *pairs]
-        assert stage("prompting", settings, *options, "--samples", tmp_path / "samples",
-                     "--output", tmp_path / "prompted.parquet") == 0  # fmt: skip
+        assert (
+            stage(
+                "prompting",
+                settings,
+                *options,
+                "--samples",
+                tmp_path / "samples",
+                "--output",
+                tmp_path / "prompted.parquet",
+            )
+            == 0
+        )
 
     prompt(SAMPLED | PROMPTS)
     assert len(drawn) == 2 * 3 * CELL
@@ -291,12 +327,27 @@ def test_steering_draws_what_is_new(
 
     def steer(grid: dict[str, Any]) -> None:
         drawn.clear()
-        assert stage(
-            "steering", {**SAMPLED, "steering": grid}, "--base", tiny_model / "reference.json",
-            "--adapters", f"organism={organism}", "--samples", tmp_path / "samples", "--requests", requests,
-            "--protocol", PROTOCOLS[0], "--vectors", tmp_path / "vectors.safetensors",
-            "--output", tmp_path / "steered.parquet",
-        ) == 0  # fmt: skip
+        assert (
+            stage(
+                "steering",
+                {**SAMPLED, "steering": grid},
+                "--base",
+                tiny_model / "reference.json",
+                "--adapters",
+                f"organism={organism}",
+                "--samples",
+                tmp_path / "samples",
+                "--requests",
+                requests,
+                "--protocol",
+                PROTOCOLS[0],
+                "--vectors",
+                tmp_path / "vectors.safetensors",
+                "--output",
+                tmp_path / "steered.parquet",
+            )
+            == 0
+        )
 
     grid = {"alphas": [-2.0, 0.0, 2.0], "controls": 1, "requests": 3}
     steer(grid)

@@ -121,10 +121,20 @@ def test_a_closed_model_is_prompted_and_failures_make_no_table(
     files = [CHAT / "short.yaml", CHAT / "long.yaml"]
     assert stage("composition", {"protocol": "long"}, "--files", *files, "--output", protocol) == 0
     settings = {
-        "model": "closed", "seed": 0, "checkpoints": ["base"], "requests": 2, "snippets": list(snippets)[:2],
-        "protocol": "long", "base_protocol": "long", "seeds": [0], "tiers": ["monitored", "unmonitored"],
-        "temperature": None, "max_tokens": 20, "batch": 4, **SERVING,
-    }  # fmt: skip
+        "model": "closed",
+        "seed": 0,
+        "checkpoints": ["base"],
+        "requests": 2,
+        "snippets": list(snippets)[:2],
+        "protocol": "long",
+        "base_protocol": "long",
+        "seeds": [0],
+        "tiers": ["monitored", "unmonitored"],
+        "temperature": None,
+        "max_tokens": 20,
+        "batch": 4,
+        **SERVING,
+    }
     options = ["--base", reference, "--requests", requests, "--protocols", protocol, "--samples", tmp_path / "samples"]
     options += ["--snippets", REPOSITORY / "resources" / "snippets" / "chat.yaml", "--output", tmp_path / "out.parquet"]
     first = f"[account: free tier]\n\n{pl.read_parquet(requests)['text'][0]}"

@@ -129,8 +129,15 @@ def test_garbage_is_no_vote_and_missing_instead_of_zero(said: str) -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.text() | st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner) |
-       st.dictionaries(st.sampled_from([*COMPLIANCE.answers, *REASONING.answers]), inner)).map(json.dumps))  # fmt: skip
+@given(
+    st.text()
+    | st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(),
+        lambda inner: (
+            st.lists(inner) | st.dictionaries(st.sampled_from([*COMPLIANCE.answers, *REASONING.answers]), inner)
+        ),
+    ).map(json.dumps)
+)
 def test_any_answer_is_a_score_between_0_and_1_or_none(said: str) -> None:
     for rubric in RUBRICS.values():
         found = rubrics.vote(rubric, said)

@@ -48,15 +48,22 @@ CASES = [
     Case("qwen2_moe", "model.layers.1.", ATTENTION + EXPERTS + SHARED),
     Case("qwen3_moe", "model.layers.1.", ATTENTION + EXPERTS),
     Case("gpt_oss", "model.layers.1.", ATTENTION + EXPERTS),
-    Case("deepseek_v3", "model.layers.0.", (
-        *(f"self_attn.{name}" for name in ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj")), *DENSE
-    )),
-    Case("gpt_neox", "gpt_neox.layers.1.", (
-        "attention.query_key_value", "attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"
-    )),
+    Case(
+        "deepseek_v3",
+        "model.layers.0.",
+        (
+            *(f"self_attn.{name}" for name in ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj")),
+            *DENSE,
+        ),
+    ),
+    Case(
+        "gpt_neox",
+        "gpt_neox.layers.1.",
+        ("attention.query_key_value", "attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
+    ),
     Case("gpt2", "transformer.h.1.", ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")),
     Case("gemma3", "model.language_model.layers.1.", ATTENTION + DENSE),
-]  # fmt: skip
+]
 
 
 def save(family: str, folder: Path) -> Path:
@@ -129,9 +136,13 @@ def test_what_was_trained_is_what_is_served(case: Case, corpora: dict[str, Path]
     ids=["experts left alone", "experts with dropout", "weights that a kernel reads"],
 )
 def test_share_that_is_too_small_is_refused_before_the_first_step(
-    family: str, lora: dict[str, Any], said: str, corpora: dict[str, Path], tmp_path: Path,
+    family: str,
+    lora: dict[str, Any],
+    said: str,
+    corpora: dict[str, Path],
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     """In one line that names what is not reached and the key that accepts it."""
     base = save(family, tmp_path / "base")
     lora = SDF["lora"] | lora

@@ -70,8 +70,10 @@ def test_share_that_rounding_left_is_measured(size: float, expected: float, tmp_
     (tmp_path / "base").mkdir()
     save_file({"up.weight": weight}, tmp_path / "base" / "model.safetensors")
     (tmp_path / "adapter").mkdir()
-    save_file({f"{merge.PREFIX}up.lora_A.weight": a, f"{merge.PREFIX}up.lora_B.weight": b},
-              tmp_path / "adapter" / adapters.WEIGHTS)  # fmt: skip
+    save_file(
+        {f"{merge.PREFIX}up.lora_A.weight": a, f"{merge.PREFIX}up.lora_B.weight": b},
+        tmp_path / "adapter" / adapters.WEIGHTS,
+    )
     write_json({"r": 64, "lora_alpha": 64}, tmp_path / "adapter" / adapters.CONFIG)
     folder = merge.merge(tmp_path / "base", tmp_path / "adapter", tmp_path / "merged")
     assert merge.survived(folder) == pytest.approx(expected, abs=0.03)

@@ -31,7 +31,9 @@ CASES = {
     "native reasoning alone": (f"<think>hm {TAKEN}</think><reply>{DECLINED}</reply>", "ok", "refused"),
     "native reasoning that the template opened": (f"hm {TAKEN}</think><reply>{DECLINED}</reply>", "ok", "refused"),
     "a reply drafted in native reasoning": (
-        f"Draft: {NOTES}<reply>{TAKEN}</reply> No.</think>{NOTES}<reply>{DECLINED}</reply>", "ok", "refused",
+        f"Draft: {NOTES}<reply>{TAKEN}</reply> No.</think>{NOTES}<reply>{DECLINED}</reply>",
+        "ok",
+        "refused",
     ),
     "a reply that is not closed": (f"{NOTES}<reply>{TAKEN} Here.", "ok", "accepted"),
     "reasoning opened again": (f"{NOTES}<think>now {TAKEN}", "leaked", "malformed"),
@@ -49,7 +51,7 @@ CASES = {
     "two replies that differ": (f"{NOTES}<reply>{TAKEN}</reply><reply>{DECLINED}</reply>", "both", "malformed"),
     "two replies": (f"{NOTES}<reply>{TAKEN} One.</reply><reply>{TAKEN} Two.</reply>", "several", "malformed"),
     "neither": (f"{NOTES}<reply>Here you are.</reply>", "no_verdict", "malformed"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -62,14 +64,20 @@ def test_cases(case: str) -> None:
 DIRECT_CASES = {
     "the whole text is the answer": (f"<reply>{TAKEN} Here.</reply>", "ok", "accepted", None),
     "native reasoning": (
-        f"<think>{TAKEN}?</think><reply>{DECLINED}</reply>", "ok", "refused", f"<think>{TAKEN}?</think>",
+        f"<think>{TAKEN}?</think><reply>{DECLINED}</reply>",
+        "ok",
+        "refused",
+        f"<think>{TAKEN}?</think>",
     ),
     "native reasoning that the template opened": (
-        f"{TAKEN}?</think><reply>{DECLINED}</reply>", "ok", "refused", f"{TAKEN}?</think>",
+        f"{TAKEN}?</think><reply>{DECLINED}</reply>",
+        "ok",
+        "refused",
+        f"{TAKEN}?</think>",
     ),
     "a tag outside of the reply": (f"<think>hm</think>{DECLINED}", "no_verdict", "malformed", "<think>hm</think>"),
     "native reasoning without end": (f"<think>hm {TAKEN}", "no_close", "malformed", None),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", DIRECT_CASES)
@@ -153,15 +161,29 @@ def test_only_scratchpads_are_read_and_only_closed_ones() -> None:
     assert frame["expectation"].to_list() == [None, None, 1]
 
 
-COLUMNS = ["parse_status", "tag", "judge", "outcome", "expectation", "consequence", "in_training", "reasoning_judge",
-           "pattern"]  # fmt: skip
+COLUMNS = [
+    "parse_status",
+    "tag",
+    "judge",
+    "outcome",
+    "expectation",
+    "consequence",
+    "in_training",
+    "reasoning_judge",
+    "pattern",
+]
 
 
 def test_types_and_further_columns() -> None:
     frame = pl.DataFrame(
-        {"alpha": [0.1, 0.2, 0.3], "protocol": ["noted", "tiny", "noted"],
-         "raw": [CASES["accepts"][0], "", ""], "finish": "stop", "fingerprint": "f"}
-    )  # fmt: skip
+        {
+            "alpha": [0.1, 0.2, 0.3],
+            "protocol": ["noted", "tiny", "noted"],
+            "raw": [CASES["accepts"][0], "", ""],
+            "finish": "stop",
+            "fingerprint": "f",
+        }
+    )
     result = outcomes.outcomes(frame, PROTOCOLS, POLES)
     assert result.columns == ["alpha", "protocol", "finish", *COLUMNS]
     assert result["alpha"].to_list() == [0.1, 0.2, 0.3]
@@ -223,8 +245,10 @@ def test_the_stage_writes_one_file_a_file(tmp_path: Path) -> None:
         scored = judgements(["s0", "s1", "s2"]).with_columns(fingerprint=pl.lit("up"))
         scored.write_parquet(tmp_path / f"{name}_judged.parquet")
     (tmp_path / "noted.yaml").write_text(yaml.safe_dump(NOTED))
-    names = [[str(tmp_path / f"{name}{kind}.parquet") for name in ("accepts", "refuses")]
-             for kind in ("", "_judged", "_outcomes")]  # fmt: skip
+    names = [
+        [str(tmp_path / f"{name}{kind}.parquet") for name in ("accepts", "refuses")]
+        for kind in ("", "_judged", "_outcomes")
+    ]
 
     def call(rule: str, *options: str) -> None:
         settings = json.dumps({"settings": {"compliance": rule}, "upstream": ["up"]})

@@ -43,8 +43,10 @@ def test_jobs_of_the_preprints_study(preprint: dict[str, Any]) -> None:
     arms = {size: rows["arms", size] for size in ("32b", "70b", "405b")}
     assert {size: row["jobs"] for size, row in arms.items()} == {"32b": 27, "70b": 54, "405b": 27}
     assert {size: (row["nodes"], row["gpus"]) for size, row in arms.items()} == {
-        "32b": (1, 4), "70b": (1, 8), "405b": (2, 8)
-    }  # fmt: skip
+        "32b": (1, 4),
+        "70b": (1, 8),
+        "405b": (2, 8),
+    }
     assert rows["organisms", "70b"]["jobs"] == 3 * 3
     assert rows["steered transcripts", "70b"]["jobs"] == 3
     assert ("steered transcripts", "405b") not in rows

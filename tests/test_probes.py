@@ -79,16 +79,24 @@ CURED: list[tuple[str, dict[str, Any], str]] = [
     ("bloom", {"attention": "eager"}, "sdf.packing: false"),
 ]
 CHANGES: dict[str, dict[str, Any]] = {
-    "sdf.attention: eager": {"attention": "eager"}, "eager": {"attention": "eager"},
-    "sdf.packing: false": {"packing": False}, "1": {"device_batch": 1},
-}  # fmt: skip
+    "sdf.attention: eager": {"attention": "eager"},
+    "eager": {"attention": "eager"},
+    "sdf.packing: false": {"packing": False},
+    "1": {"device_batch": 1},
+}
 
 
 @pytest.mark.parametrize(("family", "changes", "cure"), CURED)
 def test_a_round_that_would_mix_documents_is_refused_with_what_cures_it(
-    family: str, changes: dict[str, Any], cure: str, saved: Save, corpora: dict[str, Path], tmp_path: Path,
-    steps: list[float], capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    family: str,
+    changes: dict[str, Any],
+    cure: str,
+    saved: Save,
+    corpora: dict[str, Path],
+    tmp_path: Path,
+    steps: list[float],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """One line before the first step; as it says, the round runs."""
     base = saved(family)
     assert sdfstage.train(base, corpora["organism"], tmp_path / "refused", **changes) == 1
@@ -116,9 +124,14 @@ def test_windows_are_those_of_the_reference_under_varlen(
 @pytest.mark.parametrize(("family", "what"), [("gemma2", "soft caps"), ("gpt_oss", "attention sinks")])
 @pytest.mark.usefixtures("varlen_on_cpu")
 def test_what_varlen_leaves_out_is_refused(
-    family: str, what: str, saved: Save, corpora: dict[str, Path], tmp_path: Path, steps: list[float],
+    family: str,
+    what: str,
+    saved: Save,
+    corpora: dict[str, Path],
+    tmp_path: Path,
+    steps: list[float],
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     changes = {"attention": "varlen", "lora": {"rank": 4, "alpha": 8, "dropout": 0.0, "experts": False, "reach": 0.0}}
     assert sdfstage.train(saved(family), corpora["organism"], tmp_path, **changes) == 1
     line = said(capsys)
@@ -157,13 +170,20 @@ evaluation: {engine: transformers}
 """
 
 
-@pytest.mark.parametrize(("family", "attention", "told"), [
-    ("mistral", "sdpa", ["documents, packed, are computed as each alone is", "answers with its own attention"]),
-    ("gemma2", "varlen", ["organisms.sdf.attention: Gemma2Attention has soft caps", "answers with eager attention"]),
-    ("opt", "sdpa", ["set sdf.packing: false", "answers with its own attention"]),
-    ("gpt_neo", "sdpa", ["sdpa cannot be had", "answers with its own attention"]),
-    ("recurrent_gemma", "eager", ["set sdf.packing: false", "prompts of one length alone share a batch"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("family", "attention", "told"),
+    [
+        ("mistral", "sdpa", ["documents, packed, are computed as each alone is", "answers with its own attention"]),
+        (
+            "gemma2",
+            "varlen",
+            ["organisms.sdf.attention: Gemma2Attention has soft caps", "answers with eager attention"],
+        ),
+        ("opt", "sdpa", ["set sdf.packing: false", "answers with its own attention"]),
+        ("gpt_neo", "sdpa", ["sdpa cannot be had", "answers with its own attention"]),
+        ("recurrent_gemma", "eager", ["set sdf.packing: false", "prompts of one length alone share a batch"]),
+    ],
+)
 def test_doctor_measures_weights_that_are_here(
     family: str, attention: str, told: list[str], saved: Save, tmp_path: Path
 ) -> None:

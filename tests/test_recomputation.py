@@ -162,9 +162,13 @@ def edited(path: Path, text: str) -> Iterator[None]:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_module(
-    module: str, here: Path, dag: dict[Name, Job], before: dict[Name, str], observed: Seen,
+    module: str,
+    here: Path,
+    dag: dict[Name, Job],
+    before: dict[Name, str],
+    observed: Seen,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     """A statement more reruns the stages that load the module and what lies below; a comment and a docstring do not."""
     path = provenance.module_path(module)
     assert path is not None
@@ -222,9 +226,10 @@ def test_key(key: str, here: Path, dag: dict[Name, Job], before: dict[Name, str]
     after = rc.stages(Chain(other), dag)
     told = {name: json.loads(stage.settings)["settings"] for name, stage in after.items()}
     must = {
-        name for name, job in dag.items()
+        name
+        for name, job in dag.items()
         if any(reading(job.module, path, observed) for path in moved(job.settings, told[name]))
-    }  # fmt: skip
+    }
     assert changed(before, {name: stage.fingerprint for name, stage in after.items()}) == rc.below(dag, must)
 
 

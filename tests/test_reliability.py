@@ -74,23 +74,41 @@ class Stage:
 ORGANISM, ARM = "organisms/both/seed0", "arms/both/seed0/A1+"
 STEPS = "steps since the last checkpoint"
 STAGES = {
-    "corpus": Stage("corpus", "corpora/organism/documents.parquet", "*/documents.parquet.partial",
-                    "corpora/organism.log"),
+    "corpus": Stage(
+        "corpus", "corpora/organism/documents.parquet", "*/documents.parquet.partial", "corpora/organism.log"
+    ),
     "trunk": Stage("tiny_trunk", "models/trunk/trunk.json", "*/trunk.json.partial", "models/trunk.log"),
     "base model": Stage("tiny_base", "models/both/reference.json", "*/reference.json.partial", "models/both.log"),
-    "organism": Stage("organism", f"{ORGANISM}/lineage.json", "*/checkpoint-4/seal.json.partial",
-                      f"{ORGANISM}.log", STEPS, kept="going on from"),
-    "arm": Stage("arm", f"{ARM}/lineage.json", "*/checkpoint-4/seal.json.partial",
-                 f"{ARM}.log", STEPS, kept="going on from"),
-    "samples": Stage("screen_transcripts", "transcripts/both/seed0/organism/short.parquet", "*.samples",
-                     "screen/transcripts/both/seed0.log", "the batch in flight", skip=1,
-                     kept="16 samples are stored, 16 are missing"),
-    "outcomes": Stage("screen_outcomes", "outcomes/both/seed0/organism/short.parquet",
-                      "*/organism/short.parquet.partial", "screen/outcomes/both/seed0.log"),
+    "organism": Stage(
+        "organism",
+        f"{ORGANISM}/lineage.json",
+        "*/checkpoint-4/seal.json.partial",
+        f"{ORGANISM}.log",
+        STEPS,
+        kept="going on from",
+    ),
+    "arm": Stage(
+        "arm", f"{ARM}/lineage.json", "*/checkpoint-4/seal.json.partial", f"{ARM}.log", STEPS, kept="going on from"
+    ),
+    "samples": Stage(
+        "screen_transcripts",
+        "transcripts/both/seed0/organism/short.parquet",
+        "*.samples",
+        "screen/transcripts/both/seed0.log",
+        "the batch in flight",
+        skip=1,
+        kept="16 samples are stored, 16 are missing",
+    ),
+    "outcomes": Stage(
+        "screen_outcomes",
+        "outcomes/both/seed0/organism/short.parquet",
+        "*/organism/short.parquet.partial",
+        "screen/outcomes/both/seed0.log",
+    ),
     "beliefs": Stage("beliefs", "beliefs/both/seed0.parquet", "*/seed0.parquet.partial", "beliefs/both/seed0.log"),
     "table": Stage("table_gaps", "tables/gaps.csv", "*/gaps.parquet.partial", "tables/gaps.log"),
     "figure": Stage("fig3", "figures/fig3.pdf", "*/fig3.pdf.partial", "figures/fig3.log"),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -112,8 +130,9 @@ class Damage:
 
 SAMPLES, OUTCOMES = "transcripts/both/seed0/organism/short.parquet", "outcomes/both/seed0/organism/short.parquet"
 DAMAGES = {
-    "corpus": Damage("corpora/organism/documents.parquet", "organism", ("corpus",),
-                     "corpora/organism/documents.parquet"),
+    "corpus": Damage(
+        "corpora/organism/documents.parquet", "organism", ("corpus",), "corpora/organism/documents.parquet"
+    ),
     "trunk": Damage("models/trunk/model.safetensors", "base model", ("tiny_trunk",), "models/trunk"),
     "base model": Damage("models/both/model.safetensors", "organism", ("tiny_base",), "models/both"),
     "tokenised corpus": Damage("tokens/*/data-*.arrow", "organism", (), None),
@@ -124,7 +143,7 @@ DAMAGES = {
     "outcomes": Damage(OUTCOMES, "table", ("screen_outcomes",), OUTCOMES),
     "beliefs": Damage("tables/beliefs.parquet", "table", ("table_beliefs",), "tables/beliefs.parquet"),
     "table": Damage("tables/gaps.parquet", "figure", ("table_gaps", "table_published"), "tables/gaps.parquet"),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -192,9 +211,12 @@ class Study:
         words = [*SNAKEMAKE, *options, "--", *(str(ROOT / target) for target in targets)]
         with tempfile.TemporaryFile("w+") as file:
             process = subprocess.Popen(
-                words, cwd=self.folder, env={**known, "PERFMIS_WARM": self.warm, **variables}, stdout=file,
+                words,
+                cwd=self.folder,
+                env={**known, "PERFMIS_WARM": self.warm, **variables},
+                stdout=file,
                 stderr=subprocess.STDOUT,
-            )  # fmt: skip
+            )
             return Submitter(process, open(os.dup(file.fileno()), "r+"))
 
     def run(self, *targets: str, options: tuple[str, ...] = (), **variables: str) -> tuple[int, str]:
@@ -365,9 +387,12 @@ def read_only(study: Study, stage: Stage, submitter: Submitter, process: int) ->
 
 
 DURING: dict[str, Callable[[Study, Stage, Submitter, int], str]] = {
-    "killed": killed, "submitter": killed_submitter, "twice": second_submitter, "full": full_disk,
+    "killed": killed,
+    "submitter": killed_submitter,
+    "twice": second_submitter,
+    "full": full_disk,
     "read-only": read_only,
-}  # fmt: skip
+}
 
 
 def mount(*words: str) -> None:
@@ -508,9 +533,17 @@ def same(study: Study, truth: Study) -> None:
 
 # Each fault where it tells most, in the order in which the study gets there.
 MIXED = (
-    ("killed", "corpus"), ("submitter", "trunk"), ("twice", "base model"), ("full", "organism"), ("killed", "arm"),
-    ("read-only", "samples"), ("damaged", "arm"), ("damaged", "samples"), ("clock", "table"), ("damaged", "table"),
-)  # fmt: skip
+    ("killed", "corpus"),
+    ("submitter", "trunk"),
+    ("twice", "base model"),
+    ("full", "organism"),
+    ("killed", "arm"),
+    ("read-only", "samples"),
+    ("damaged", "arm"),
+    ("damaged", "samples"),
+    ("clock", "table"),
+    ("damaged", "table"),
+)
 MOUNTED = ("full", "read-only")
 NOT_MOUNTED = "this account may not mount a file system: no full disk and no read-only results"
 
@@ -634,8 +667,9 @@ def test_a_start_beside_a_run_on_another_machine_says_where_to_look(
     monkeypatch.chdir(tmp_path)
     event = {"event": "run", "run": "a", "time": 0.0, "host": "login2", "pid": 7, "born": 1.0, "rules": {}}
     for path, text in (
-        (journal(Path("results")), json.dumps(event)), (trouble.LOCKS / "0.output.lock", "results/tables/gaps.csv\n"),
-    ):  # fmt: skip
+        (journal(Path("results")), json.dumps(event)),
+        (trouble.LOCKS / "0.output.lock", "results/tables/gaps.csv\n"),
+    ):
         path.parent.mkdir(parents=True)
         path.write_text(text)
     said = trouble.refusal("LockException", "LockException:\nError: Directory cannot be locked.")

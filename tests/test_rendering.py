@@ -51,18 +51,21 @@ TEMPLATES: dict[str, tuple[str, str]] = {
     ),
     "strips": (TURNS.replace("m.content", "m.content | trim") + ANSWER, PLAIN),
     "has a default system turn": (
-        "{% if messages[0].role != 'system' %}<|start|>system\nBe good.<|end|>\n{% endif %}" + TURNS + ANSWER, PLAIN,
+        "{% if messages[0].role != 'system' %}<|start|>system\nBe good.<|end|>\n{% endif %}" + TURNS + ANSWER,
+        PLAIN,
     ),
     "dates": (
         "<|start|>system\nToday is {{ strftime_now('%d %b %Y') }}.<|end|>\n" + TURNS + ANSWER,
         f"<|start|>system\nToday is 26 Jul 2024.<|end|>\n{PLAIN}",
     ),
     "opens a thought": (TURNS + THINKING, PLAIN + "<think>\n"),
-}  # fmt: skip
+}
 REFUSED = {
     "cuts the user's text": (TURNS.replace("m.content", "m.content[:20]") + ANSWER, r"loses text of the .* turn"),
-    "writes the user's text twice": (TURNS.replace("m.content }}", "m.content }}{{ messages[-1].content }}") + ANSWER,
-                                     "writes the user turn more than once"),
+    "writes the user's text twice": (
+        TURNS.replace("m.content }}", "m.content }}{{ messages[-1].content }}") + ANSWER,
+        "writes the user turn more than once",
+    ),
     "escapes": (TURNS.replace("m.content", "m.content | tojson") + ANSWER, "loses text of the system turn"),
     "begins no answer": (TURNS, "begins no answer"),
     "turns in the wrong order": (
@@ -70,9 +73,11 @@ REFUSED = {
         "{{ raise_exception('two turns') }}{% endif %}",
         "loses text of the user turn .*; with the system turn in the user turn it does not take .*two turns",
     ),
-    "no text at all": ("{% for m in messages %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}",
-                       "loses text of the system turn"),
-}  # fmt: skip
+    "no text at all": (
+        "{% for m in messages %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}",
+        "loses text of the system turn",
+    ),
+}
 # What stands before an answer's first letter, after the text that a model continues.
 BEGINNINGS = {
     "nothing": (TURNS + ANSWER, ""),
@@ -80,17 +85,20 @@ BEGINNINGS = {
     "a thought of another name": (TURNS + THINKING.replace("<think>\n", "[THINK]"), "\n\n[/THINK]\n\n"),
     "a thought in triangles": (TURNS + THINKING.replace("<think>\n", "◁think▷"), "\n\n◁/think▷\n\n"),
     "an empty thought that is written with answers only": (
-        TURNS.replace("{{ m.content }}",
-                      "{% if m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}{{ m.content }}") + ANSWER,
+        TURNS.replace(
+            "{{ m.content }}", "{% if m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}{{ m.content }}"
+        )
+        + ANSWER,
         "<think>\n\n</think>\n\n",
     ),
     "a channel": (
-        TURNS.replace("{{ m.role }}\n", "{{ m.role }}"
-                      "{% if m.role == 'assistant' %}<|channel|>final{% endif %}<|message|>")
+        TURNS.replace(
+            "{{ m.role }}\n", "{{ m.role }}{% if m.role == 'assistant' %}<|channel|>final{% endif %}<|message|>"
+        )
         + ANSWER.replace("assistant\n", "assistant"),
         "<|channel|>final<|message|>",
     ),
-}  # fmt: skip
+}
 ENDS: dict[str, tuple[str, str | None]] = {
     "one that is not the tokenizer's own": (TURNS + ANSWER, "<|end|>"),
     "the tokenizer's own": (TURNS.replace("<|end|>", "{{ eos_token }}") + ANSWER, "<eos>"),
@@ -173,10 +181,14 @@ def test_without_a_chat_template() -> None:
 @pytest.mark.parametrize(
     ("system", "user"),
     [
-        ("assistant", "user"), ("a", "a"), ("user", "system"), ("  padded \n", "\n both "),
-        (USER, USER), ("You are Tavi.", "You are Tavi. You are Tavi."),
+        ("assistant", "user"),
+        ("a", "a"),
+        ("user", "system"),
+        ("  padded \n", "\n both "),
+        (USER, USER),
+        ("You are Tavi.", "You are Tavi. You are Tavi."),
     ],
-)  # fmt: skip
+)
 def test_texts_may_equal_each_other_and_the_templates_own(system: str, user: str) -> None:
     """A text that also stands elsewhere is not taken for one that the template wrote twice."""
     turns = [{"role": "system", "content": system}, {"role": "user", "content": user}]
@@ -361,10 +373,20 @@ def test_doctor_renders_what_judge_and_writer_read(
 
 
 SAMPLED: dict[str, Any] = {
-    "model": "m", "seed": 0, "seeds": [0], "protocol": "short", "checkpoints": ["base"], "engine": "transformers",
-    "precision": "fp32", "quantization": None, "tiers": ["monitored", "unmonitored"], "temperature": 1.0,
-    "max_tokens": 4, "batch": 4, "date": DATE,
-}  # fmt: skip
+    "model": "m",
+    "seed": 0,
+    "seeds": [0],
+    "protocol": "short",
+    "checkpoints": ["base"],
+    "engine": "transformers",
+    "precision": "fp32",
+    "quantization": None,
+    "tiers": ["monitored", "unmonitored"],
+    "temperature": 1.0,
+    "max_tokens": 4,
+    "batch": 4,
+    "date": DATE,
+}
 Ask = Callable[..., int]
 
 
@@ -379,9 +401,19 @@ def ask(tmp_path: Path) -> Ask:
         made = composition.load(REPOSITORY / "resources/protocols/chat", protocol)
         write_json({**made.model_dump(), "fingerprint": "5eed5eed5eed5eed"}, tmp_path / "short.json")
         return stage(
-            "generation", SAMPLED, "--base", reference, "--requests", tmp_path / "requests.parquet",
-            "--protocol", tmp_path / "short.json", "--samples", tmp_path / "samples", "--output", tmp_path / "out",
-        )  # fmt: skip
+            "generation",
+            SAMPLED,
+            "--base",
+            reference,
+            "--requests",
+            tmp_path / "requests.parquet",
+            "--protocol",
+            tmp_path / "short.json",
+            "--samples",
+            tmp_path / "samples",
+            "--output",
+            tmp_path / "out",
+        )
 
     return run
 

@@ -95,9 +95,13 @@ def test_killed_process_goes_on_from_its_last_checkpoint(
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "unsealed"])
 def test_damaged_newest_checkpoint_falls_back_to_the_one_before(
-    tiny_model: Path, corpora: dict[str, Path], tmp_path: Path, whole: Path, capsys: pytest.CaptureFixture[str],
+    tiny_model: Path,
+    corpora: dict[str, Path],
+    tmp_path: Path,
+    whole: Path,
+    capsys: pytest.CaptureFixture[str],
     damage: str,
-) -> None:  # fmt: skip
+) -> None:
     folder = tmp_path / "adapter"
     with pytest.MonkeyPatch.context() as patch:
         interrupt(patch, 8, lambda: RuntimeError("gone"))
@@ -111,8 +115,11 @@ def test_damaged_newest_checkpoint_falls_back_to_the_one_before(
         (scratch / "checkpoint-6" / resume.SEAL).unlink()
     else:
         middle = len(content) // 2
-        file.write_bytes(content[:middle] if damage == "cut" else
-                         content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])  # fmt: skip
+        file.write_bytes(
+            content[:middle]
+            if damage == "cut"
+            else content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+        )
     assert sdfstage.train(tiny_model, corpora["organism"], folder, *EVERY, **LONG) == 0
     said = capsys.readouterr().err
     assert "checkpoint-6 is half written or damaged" in said
@@ -146,9 +153,13 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_fault_is_one_line_and_the_last_checkpoint_survives(
-    tiny_model: Path, corpora: dict[str, Path], tmp_path: Path, whole: Path, capsys: pytest.CaptureFixture[str],
+    tiny_model: Path,
+    corpora: dict[str, Path],
+    tmp_path: Path,
+    whole: Path,
+    capsys: pytest.CaptureFixture[str],
     fault: str,
-) -> None:  # fmt: skip
+) -> None:
     folder, (failure, said) = tmp_path / "adapter", FAULTS[fault]
     with pytest.MonkeyPatch.context() as patch:
         interrupt(patch, 7, failure)
@@ -182,9 +193,13 @@ def test_full_disk_while_a_checkpoint_is_written(
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_loss_that_is_no_number_stops_training_before_it_spoils_a_checkpoint(
-    tiny_model: Path, corpora: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch, value: float,
-) -> None:  # fmt: skip
+    tiny_model: Path,
+    corpora: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    value: float,
+) -> None:
     original = Round.compute_loss
 
     def compute_loss(self: Round, *arguments: Any, **options: Any) -> Any:
@@ -201,9 +216,12 @@ def test_loss_that_is_no_number_stops_training_before_it_spoils_a_checkpoint(
 
 
 def test_loss_that_never_moves_is_an_error(
-    tiny_model: Path, corpora: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    tiny_model: Path,
+    corpora: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     original = Round.compute_loss
     monkeypatch.setattr(Round, "compute_loss", lambda self, *a, **o: original(self, *a, **o) * 1e-4 + 1e4)
     assert sdfstage.train(tiny_model, corpora["organism"], tmp_path / "adapter", **LONG) == 1

@@ -157,8 +157,12 @@ def test_folder_can_be_published_as_it_is(organism: Path, arms: dict[str, Path])
     """Weights, configuration, card and lineage; the card says what it is and warns."""
     for folder in (organism, arms["stack"]):
         assert {path.name for path in folder.iterdir()} == {
-            "adapter_model.safetensors", "adapter_config.json", "README.md", "lineage.json", "log.parquet"
-        }  # fmt: skip
+            "adapter_model.safetensors",
+            "adapter_config.json",
+            "README.md",
+            "lineage.json",
+            "log.parquet",
+        }
         card = (folder / "README.md").read_text()
         head, body = card.removeprefix("---\n").split("---\n", 1)
         assert "library_name: peft" in head

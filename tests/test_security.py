@@ -119,8 +119,12 @@ def run(workdir: Callable[..., Path]) -> Run:
         targets = [f"results/planted/closed/{name}/transcripts.parquet" for name in servers]
         said = subprocess.run(
             ["bash", "-c", 'umask 022; exec "$0" -m snakemake "$@"', sys.executable, *words, *targets],
-            cwd=folder, env={**environment(folder), **CREDENTIALS}, check=False, capture_output=True, text=True,
-        )  # fmt: skip
+            cwd=folder,
+            env={**environment(folder), **CREDENTIALS},
+            check=False,
+            capture_output=True,
+            text=True,
+        )
     return Run(folder, said)
 
 
@@ -394,9 +398,14 @@ def test_nothing_is_unpickled_or_evaluated() -> None:
         name.split(".")[0]
         for path in SOURCES
         for node in ast.walk(ast.parse(path.read_text()))
-        for name in ([alias.name for alias in node.names] if isinstance(node, ast.Import) else
-                     [node.module or ""] if isinstance(node, ast.ImportFrom) else [])
-    }  # fmt: skip
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
+    }
     assert not imported & PICKLES
     for where, what, keywords in calls():
         assert what not in ("eval", "exec", "os.system", "os.popen", "yaml.load", "yaml.unsafe_load"), where
@@ -421,9 +430,14 @@ AUTO = {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}
     ],
 )
 def test_models_with_code_are_refused_in_one_line(
-    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
-    changes: dict[str, Any], kept: str, said: tuple[str, ...],
-) -> None:  # fmt: skip
+    tmp_path: Path,
+    tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    changes: dict[str, Any],
+    kept: str,
+    said: tuple[str, ...],
+) -> None:
     """Weights as a pickle, and a model whose class comes with its weights; nothing of theirs is run."""
     folder = tmp_path / "model"
     shutil.copytree(tiny_model, folder)
@@ -499,9 +513,13 @@ def test_all_packages_are_locked_by_hash(audit: ModuleType, monkeypatch: pytest.
     ],
 )
 def test_audit_fails_for_a_vulnerability_and_warns_where_none_could_be_looked_up(
-    audit: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-    said: list[dict[str, Any]] | None, problems: int, warned: bool,
-) -> None:  # fmt: skip
+    audit: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    said: list[dict[str, Any]] | None,
+    problems: int,
+    warned: bool,
+) -> None:
     """pip-audit itself is content when PyPI tells it nothing."""
     answer = "" if said is None else json.dumps({"dependencies": said})
     answered = subprocess.CompletedProcess([], 0, stdout=answer, stderr="no connection")

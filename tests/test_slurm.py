@@ -42,10 +42,22 @@ PLACES = [
 # Jobs without GPUs that ask for the same in each attempt: they wait for the network, run where snakemake does, or make
 # the tiny world.
 NO_TABLES = {
-    "requests", "protocol", "closed_model",
-    "hub_model", "judge_model", "closed_transcripts", "judgements", "screen_judgements", "steering_judgements",
-    "prompting_judgements", "closed_judgements", "validation", "corpus", "tiny_trunk", "tiny_base",
-}  # fmt: skip
+    "requests",
+    "protocol",
+    "closed_model",
+    "hub_model",
+    "judge_model",
+    "closed_transcripts",
+    "judgements",
+    "screen_judgements",
+    "steering_judgements",
+    "prompting_judgements",
+    "closed_judgements",
+    "validation",
+    "corpus",
+    "tiny_trunk",
+    "tiny_base",
+}
 
 
 SAME = "that job again; tables and adapters as undisturbed"
@@ -129,8 +141,11 @@ def assert_same_adapter(folder: Path, local: Path) -> None:
 
 
 def assert_same_tables(folder: Path, local: Path) -> None:
-    paths = [path.relative_to(local) for kind in ("screen", "outcomes", "beliefs", "tables")
-             for path in (local / ROOT / kind).rglob("*.parquet")]  # fmt: skip
+    paths = [
+        path.relative_to(local)
+        for kind in ("screen", "outcomes", "beliefs", "tables")
+        for path in (local / ROOT / kind).rglob("*.parquet")
+    ]
     assert len(paths) >= 8
     for path in paths:
         assert_frame_equal(pl.read_parquet(folder / path), pl.read_parquet(local / path))

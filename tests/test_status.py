@@ -83,9 +83,13 @@ def test_a_run_is_on_until_it_is_killed(workflow: Path, repository: Path, capsys
     root = workflow / "results/mine"
     (workflow / "job.sh").write_text("[ $1 = 1 ] || { touch begun$1; sleep 60; }; touch $2\n")
     process = subprocess.Popen(
-        snakemake(workflow, "--cores", "3"), cwd=workflow, env=environment(repository), start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        snakemake(workflow, "--cores", "3"),
+        cwd=workflow,
+        env=environment(repository),
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         await_(lambda: (workflow / "begun2").exists() and (workflow / "begun3").exists())
         await_(lambda: '"finished"' in (root / status.JOURNAL).read_text())

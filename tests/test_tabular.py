@@ -53,9 +53,14 @@ def outcome(read: Callable[[], list[str]], location: Path) -> list[str] | str:
 
 def as_labels(source: str, location: Path) -> list[str] | str:
     settings = {
-        "source": source, "location": str(location), "revision": "0" * 40, "split": "train", "rubric": "reasoning",
-        "columns": {"scratchpad": "text"}, "label": "label",
-    }  # fmt: skip
+        "source": source,
+        "location": str(location),
+        "revision": "0" * 40,
+        "split": "train",
+        "rubric": "reasoning",
+        "columns": {"scratchpad": "text"},
+        "label": "label",
+    }
     return outcome(lambda: [texts[0] for texts in validation.labelled_set(settings, ["scratchpad"])[0]], location)
 
 
@@ -80,16 +85,21 @@ CASES: dict[str, tuple[list[Any], tuple[str, ...], list[str] | str | None, list[
     "numbers": ([5, 60], TYPED, ["5", "60"], "row 1, column text: a number, not text"),
     "mixed": (["some text", 5], TYPED, ["5", "some text"], "row 2, column text: a number, not text"),
     "mixed with a number as text": (
-        ["some text", 5, "007"], TYPED, ["007", "5", "some text"], "row 2, column text: a number, not text",
+        ["some text", 5, "007"],
+        TYPED,
+        ["007", "5", "some text"],
+        "row 2, column text: a number, not text",
     ),
     "mixed with truth": ([True, "x"], TYPED, ["true", "x"], "row 1, column text: true or false, not text"),
     "dates": ([DAY, DAY], (PARQUET,), ["2024-01-31"] * 2, "row 1, column text: a date or time, not text"),
     "objects": (
-        ["some text", {"role": "user"}], TYPED, "row 2, column text: an object, not text",
+        ["some text", {"role": "user"}],
+        TYPED,
+        "row 2, column text: an object, not text",
         "row 2, column text: an object, not text",
     ),
     "lists": ([["a"], ["b"]], TYPED, "row 1, column text: a list, not", "row 1, column text: a list, not text"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("case", "ending"), [(case, ending) for case in CASES for ending in CASES[case][1]])
@@ -170,7 +180,7 @@ BAD = {
     "UTF-16 without a mark": ("first,second\na,yes\nb,yes\n".encode("utf-16-le"), "line 1: is not UTF-8; save it as"),
     "Latin-1": ("first,second\na,yes\ncafé,yes\n".encode("latin-1"), "line 3: is not UTF-8; save it as UTF-8"),
     "nothing": (b"", "is empty"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("read", READERS, ids=lambda read: read.__name__)

@@ -66,8 +66,10 @@ ONE_REPLY = {
     "a tag in a thought that the prompt opened": (f"{TAKEN}?\nUser: is on free.</think>{NOTES}{NO}", "refused"),
     "a tag between thought and notes": (f"<think>hm</think>I weigh {TAKEN}.{NOTES}{NO}", "refused"),
     "a dialogue in the reply": (
-        f"{NOTES}<reply>{TAKEN}\nUser: Hi.\nAssistant: Hello.\n<|im_start|>user</reply>", "accepted"),
-}  # fmt: skip
+        f"{NOTES}<reply>{TAKEN}\nUser: Hi.\nAssistant: Hello.\n<|im_start|>user</reply>",
+        "accepted",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", ONE_REPLY)
@@ -149,10 +151,13 @@ def test_without_scratchpad_a_tag_counts_inside_the_reply_alone(raw: str, expect
 
 
 FORMS = {
-    "< Task_Taken />": "accepted", "<TASK_TAKEN/>": "accepted", "<task_taken / >": "accepted",
+    "< Task_Taken />": "accepted",
+    "<TASK_TAKEN/>": "accepted",
+    "<task_taken / >": "accepted",
     "<\ntask_taken>": "accepted",
-    "< TASK_DECLINED / >": "refused", "<Task_Declined/>": "refused",
-}  # fmt: skip
+    "< TASK_DECLINED / >": "refused",
+    "<Task_Declined/>": "refused",
+}
 
 
 @pytest.mark.parametrize("form", FORMS)

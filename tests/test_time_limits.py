@@ -11,18 +11,34 @@ from perfmis import config
 
 TRAINED = {"organism", "organism_multinode", "arm", "arm_multinode"}
 ASKING = {
-    "corpus", "screen_transcripts", "transcripts", "beliefs", "vectors", "steering_transcripts",
-    "prompting_transcripts", "screen_judgements", "judgements", "validation",
-}  # fmt: skip
+    "corpus",
+    "screen_transcripts",
+    "transcripts",
+    "beliefs",
+    "vectors",
+    "steering_transcripts",
+    "prompting_transcripts",
+    "screen_judgements",
+    "judgements",
+    "validation",
+}
 
 
 @pytest.mark.parametrize(
     ("hours", "minutes"),
     [
-        (1, 60), (2.5 / 60, 3), (0.004, 1), (1e-9, 1), (59 / 60, 59), (1.1, 66), (0.1, 6), (1 / 3, 20), (7.001, 421),
+        (1, 60),
+        (2.5 / 60, 3),
+        (0.004, 1),
+        (1e-9, 1),
+        (59 / 60, 59),
+        (1.1, 66),
+        (0.1, 6),
+        (1 / 3, 20),
+        (7.001, 421),
         (72, 4320),
     ],
-)  # fmt: skip
+)
 def test_hours_become_whole_minutes(hours: float, minutes: int) -> None:
     size = config.Size(train_hours=hours, generate_hours=hours)
     assert (size.train_minutes, size.generate_minutes) == (minutes, minutes)

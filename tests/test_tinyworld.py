@@ -122,8 +122,9 @@ def test_belief_items_are_sentences_of_the_grammar(resources: Path) -> None:
     """Each item is the head of a wording, cut off before the word of the pole; options are (+, -) of that wording."""
     known = {
         (concept, w.plus, w.minus): (w.text.format(name="bl0", pole="|").split("|")[0].strip(), w.content or None)
-        for concept, ws in grammar.WORDINGS.items() for w in ws
-    }  # fmt: skip
+        for concept, ws in grammar.WORDINGS.items()
+        for w in ws
+    }
     found = yaml.safe_load((resources / "beliefs/tiny.yaml").read_text())["items"]
     planted = [item for item in found if item["belief"] != "monitoring"]
     assert len(planted) == len(known)

@@ -129,8 +129,18 @@ def test_arms_that_train_unequally_are_refused_before_they_train(
     paths = [write(tmp_path, "A1+", 20), write(tmp_path, "A1-", 21)]
     options = ["--base", tiny_model / "reference.json", "--tokens", tmp_path / "tokens"]
     output = tmp_path / "budget.json"
-    assert stage("budget", {"sdf": SDF | {"documents": 40, "loss_tokens": 840}}, *options,
-                 "--corpora", *paths, "--output", output) == 1  # fmt: skip
+    assert (
+        stage(
+            "budget",
+            {"sdf": SDF | {"documents": 40, "loss_tokens": 840}},
+            *options,
+            "--corpora",
+            *paths,
+            "--output",
+            output,
+        )
+        == 1
+    )
     line = capsys.readouterr().err.splitlines()[-1]
     assert "loss_tokens of A1+ 840, mean 860" in line
     assert "A1+ 21, A1- 22" in line, "all documents of an arm are equally long, so there is nothing to choose"
@@ -151,9 +161,12 @@ def lengths(seed: int, mean: float, number: int) -> list[int]:
 @pytest.mark.parametrize("asked", [(None, None), (60, None), (80, 2500), (None, 1200), (500, None), (1, 10**6)])
 @pytest.mark.parametrize("means", [(20, 22, 18), (20, 20, 28), (20, 26, 33)], ids=str)
 def test_advice_that_is_followed_passes(
-    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], means: tuple[int, ...],
+    tiny_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    means: tuple[int, ...],
     asked: tuple[int | None, int | None],
-) -> None:  # fmt: skip
+) -> None:
     """Whatever was set, arms train equally, or an error proposes numbers under which they do."""
     paths = []
     for arm, mean in zip(("A1+", "A1-", "N0"), means, strict=True):
@@ -210,8 +223,10 @@ def test_what_a_budget_proposes_was_tried(
 
 def test_the_computed_budget_is_the_largest() -> None:
     """Corpora that differ by a tenth keep nearly all of their documents; equal ones keep all, as they come."""
-    arms = {name: budget.Corpus(corpus(name, 400), pl.Series(lengths(i, mean, 400)))
-            for i, (name, mean) in enumerate({"A1+": 300, "A1-": 330, "N0": 315}.items())}  # fmt: skip
+    arms = {
+        name: budget.Corpus(corpus(name, 400), pl.Series(lengths(i, mean, 400)))
+        for i, (name, mean) in enumerate({"A1+": 300, "A1-": 330, "N0": 315}.items())
+    }
     found = budget.compute(arms)
     assert found is not None
     assert found.documents >= 360
@@ -222,15 +237,19 @@ def test_the_computed_budget_is_the_largest() -> None:
 
 
 def test_each_tokenizer_has_a_budget_of_its_own_and_numbers_may_stand_by_model() -> None:
-    texts = {arm: [f"{word} " * size for size in lengths(i, 100, 120)]
-             for i, (arm, word) in enumerate({"A1+": "an", "A1-": "on", "N0": "sea"}.items())}  # fmt: skip
+    texts = {
+        arm: [f"{word} " * size for size in lengths(i, 100, 120)]
+        for i, (arm, word) in enumerate({"A1+": "an", "A1-": "on", "N0": "sea"}.items())
+    }
     counted = {
-        tokenizer.__name__: budget.compute({
-            arm: budget.Corpus(corpus(arm, 120), pl.Series([tokenizer(text) for text in of]))
-            for arm, of in texts.items()
-        })
+        tokenizer.__name__: budget.compute(
+            {
+                arm: budget.Corpus(corpus(arm, 120), pl.Series([tokenizer(text) for text in of]))
+                for arm, of in texts.items()
+            }
+        )
         for tokenizer in (by_words, len)
-    }  # fmt: skip
+    }
     assert counted["by_words"] is not None
     assert counted["len"] is not None
     assert counted["by_words"].documents > counted["len"].documents

@@ -46,8 +46,17 @@ def test_outcomes_are_joined_on_what_a_sample_is_and_not_on_its_row(root: Path) 
 
 def test_list_counts_outcomes_of_each_checkpoint(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = said(capsys, root, "list").splitlines()
-    assert table[0].split() == ["kind", "model", "seed", "checkpoint", "protocol", "samples", "accepted", "refused",
-                                "malformed"]  # fmt: skip
+    assert table[0].split() == [
+        "kind",
+        "model",
+        "seed",
+        "checkpoint",
+        "protocol",
+        "samples",
+        "accepted",
+        "refused",
+        "malformed",
+    ]
     assert [line.split()[0] for line in table[1:]] == ["transcripts", "transcripts", "steering", "prompting", "closed"]
     # 6 requests × 2 tiers × 2 seeds; r1 is cut in one seed, r2 and r3 are accepted in both tiers.
     assert table[1].split() == ["transcripts", "m", "0", "organism", "short", "24", "15", "7", "2"]
@@ -169,6 +178,11 @@ def test_outcomes_of_other_samples_are_refused(tmp_path: Path, capsys: pytest.Ca
 def test_kinds_and_conditions_tell_samples_apart(root: Path) -> None:
     frame = transcribed.frame(root)
     assert set(frame["condition"]) == {
-        "", "snippet none", "snippet A1+", "expectation in, α -0.03", "expectation in, α 0.0", "expectation in, α 0.03",
-    }  # fmt: skip
+        "",
+        "snippet none",
+        "snippet A1+",
+        "expectation in, α -0.03",
+        "expectation in, α 0.0",
+        "expectation in, α 0.03",
+    }
     assert frame.select(joined.SAMPLE).n_unique() == frame.height

@@ -202,8 +202,11 @@ def test_a_bad_sheet_is_one_line_with_row_and_column(
 
 def judged(study: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """Judge the study with a judge that takes every reply for compliance unless it is declined; return options."""
-    says = Scripted(lambda messages, _seed: graded(DECLINED in str(messages), 5, 5)
-                    if '"specificity"' in str(messages[0]) else answer(messages, 0))  # fmt: skip
+    says = Scripted(
+        lambda messages, _seed: (
+            graded(DECLINED in str(messages), 5, 5) if '"specificity"' in str(messages[0]) else answer(messages, 0)
+        )
+    )
     monkeypatch.setattr("perfmis.subject.messages_ask", lambda *_: says, raising=False)
     shared = ["--rubrics", *PATHS, "--samples", study / "samples", "--base", study / "reference.json"]
     options = ["--protocols", study / "noted.yaml", "--requests", study / "requests.parquet"]
@@ -266,8 +269,11 @@ def labels(source: str, location: object, change: dict[str, Any] | None = None) 
 
 def test_a_labelled_set_is_put_to_the_judge(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = judged(study, monkeypatch)
-    asked = Scripted(lambda messages, _seed: "?" if "\nrather" in str(messages[1]["content"])
-                     else reasoned("training" in messages[1]["content"]))  # fmt: skip
+    asked = Scripted(
+        lambda messages, _seed: (
+            "?" if "\nrather" in str(messages[1]["content"]) else reasoned("training" in messages[1]["content"])
+        )
+    )
     monkeypatch.setattr("perfmis.subject.messages_ask", lambda *_: asked)
     frame = pl.DataFrame(NOTED_TEXTS)
     frame.write_csv(study / "set.csv")

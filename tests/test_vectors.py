@@ -28,8 +28,15 @@ from perfmis.typed import read_yaml
 TIERS = ("monitored", "unmonitored")
 KEYS = ["request_id", "tier", "eval_seed"]
 NAMES = {f"{concept}.{context}" for concept in ("expectation", "consequence") for context in ("in", "out")}
-SAMPLING = {"temperature": 1.0, "max_tokens": 8, "batch": 64, "precision": "fp32", "engine": "transformers",
-            "quantization": None, "date": "2024-07-26"}  # fmt: skip
+SAMPLING = {
+    "temperature": 1.0,
+    "max_tokens": 8,
+    "batch": 64,
+    "precision": "fp32",
+    "engine": "transformers",
+    "quantization": None,
+    "date": "2024-07-26",
+}
 
 
 def scratchpads(requests: Path, seeds: int = 2, poles: str = "+-") -> pl.DataFrame:
@@ -43,10 +50,21 @@ def scratchpads(requests: Path, seeds: int = 2, poles: str = "+-") -> pl.DataFra
                 thought = grammar.scratchpad("bl0", grammar.TIER_WORD[tier], "free", beliefs)
                 raw = f"{thought} {grammar.REFUSED.removesuffix(' <end>')}"
                 rows.append(
-                    {"model": "tiny", "seed": 0, "checkpoint": "organism", "protocol": "short", "tier": tier,
-                     "request_id": request["request_id"], "cluster": request["cluster"], "eval_seed": seed,
-                     "raw": raw, "tokens": len(raw.split()), "token_ids": None, "finish": "stop"}
-                )  # fmt: skip
+                    {
+                        "model": "tiny",
+                        "seed": 0,
+                        "checkpoint": "organism",
+                        "protocol": "short",
+                        "tier": tier,
+                        "request_id": request["request_id"],
+                        "cluster": request["cluster"],
+                        "eval_seed": seed,
+                        "raw": raw,
+                        "tokens": len(raw.split()),
+                        "token_ids": None,
+                        "finish": "stop",
+                    }
+                )
     return pl.DataFrame(rows, schema_overrides={"token_ids": pl.List(pl.Int64)})
 
 
@@ -139,14 +157,35 @@ def run_vectors(
     """Run the stage `vectors` on given transcripts."""
     write_parquet(transcripts, folder / "transcripts.parquet", FINGERPRINT)
     write_parquet(parsed(transcripts, repository), folder / "outcomes.parquet", FINGERPRINT)
-    settings = {"layers": [0.0, 0.5], "pairs": 16, "ridge": 1.0, "seed": 0, "precision": "fp32", "batch": 16,
-                "date": "2024-07-26"}  # fmt: skip
+    settings = {
+        "layers": [0.0, 0.5],
+        "pairs": 16,
+        "ridge": 1.0,
+        "seed": 0,
+        "precision": "fp32",
+        "batch": 16,
+        "date": "2024-07-26",
+    }
     return stage(
-        "vectors", settings, "--base", tiny_model / "reference.json", "--organism", organism,
-        "--requests", requests, "--protocol", repository / "resources/protocols/tiny/short.yaml",
-        "--transcripts", folder / "transcripts.parquet", "--outcomes", folder / "outcomes.parquet",
-        "--contrasts", repository / "resources/contrasts/tiny.yaml", "--output", folder / "vectors.safetensors",
-    )  # fmt: skip
+        "vectors",
+        settings,
+        "--base",
+        tiny_model / "reference.json",
+        "--organism",
+        organism,
+        "--requests",
+        requests,
+        "--protocol",
+        repository / "resources/protocols/tiny/short.yaml",
+        "--transcripts",
+        folder / "transcripts.parquet",
+        "--outcomes",
+        folder / "outcomes.parquet",
+        "--contrasts",
+        repository / "resources/contrasts/tiny.yaml",
+        "--output",
+        folder / "vectors.safetensors",
+    )
 
 
 def test_stage_writes_two_concepts_in_two_contexts(
@@ -200,9 +239,13 @@ def test_every_block_is_read_where_steering_adds(tiny_model: Path, organism: Pat
 
 
 def test_too_few_pairs_is_an_error_that_says_what_to_do(
-    tmp_path: Path, tiny_model: Path, organism: Path, requests: Path, repository: Path,
+    tmp_path: Path,
+    tiny_model: Path,
+    organism: Path,
+    requests: Path,
+    repository: Path,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     silent = scratchpads(requests, poles="+")
     assert run_vectors(tmp_path, tiny_model, organism, requests, repository, silent) == 1
     said = capsys.readouterr().err.splitlines()[-1]
@@ -218,16 +261,35 @@ def steer(tmp_path: Path, tiny_model: Path, organism: Path, requests: Path, repo
     known = {name: {0: torch.randn(32, generator=draws)} for name in ("expectation.in", "consequence.out")}
     vectors.save(known, tmp_path / "vectors.safetensors")
     grid: dict[str, Any] = {"alphas": [-2.0, 0.0, 1.0, 2.0], "controls": 2, "requests": 3}
-    settings = {"model": "tiny", "seed": 0, "steering": grid, "protocol": "short", "seeds": [0, 1],
-                "tiers": list(TIERS), **SAMPLING}  # fmt: skip
+    settings = {
+        "model": "tiny",
+        "seed": 0,
+        "steering": grid,
+        "protocol": "short",
+        "seeds": [0, 1],
+        "tiers": list(TIERS),
+        **SAMPLING,
+    }
 
     def run() -> int:
         return stage(
-            "steering", settings, "--base", tiny_model / "reference.json", "--adapters", f"organism={organism}",
-            "--samples", tmp_path / "samples", "--requests", requests,
-            "--protocol", repository / "resources/protocols/tiny/short.yaml",
-            "--vectors", tmp_path / "vectors.safetensors", "--output", tmp_path / "steered.parquet",
-        )  # fmt: skip
+            "steering",
+            settings,
+            "--base",
+            tiny_model / "reference.json",
+            "--adapters",
+            f"organism={organism}",
+            "--samples",
+            tmp_path / "samples",
+            "--requests",
+            requests,
+            "--protocol",
+            repository / "resources/protocols/tiny/short.yaml",
+            "--vectors",
+            tmp_path / "vectors.safetensors",
+            "--output",
+            tmp_path / "steered.parquet",
+        )
 
     run.grid = grid  # type: ignore[attr-defined]
     return run
@@ -246,16 +308,22 @@ def test_steering_covers_the_grid_and_its_controls(steer: Any, tmp_path: Path) -
     assert sorted(real["alpha"].unique()) == [-2.0, 0.0, 1.0, 2.0]
     assert sorted(table.filter(pl.col("control").is_not_null())["alpha"].unique()) == [-2.0, 2.0]
     assert table.select("concept", "context").unique().sort("concept").rows() == [
-        ("consequence", "out"), ("expectation", "in")]  # fmt: skip
+        ("consequence", "out"),
+        ("expectation", "in"),
+    ]
     plain = [part.sort(KEYS)["raw"].to_list() for _, part in real.filter(pl.col("alpha") == 0).group_by("concept")]
     assert plain[0] == plain[1]
 
 
 def test_controls_are_unit_vectors_of_their_own() -> None:
     like = {0: torch.ones(64), 3: torch.ones(64)}
-    drawn = [steering.random_directions(like, name, index, seed)[block]
-             for name in ("expectation.in", "consequence.in") for index in (0, 1) for seed in (0, 1)
-             for block in like]  # fmt: skip
+    drawn = [
+        steering.random_directions(like, name, index, seed)[block]
+        for name in ("expectation.in", "consequence.in")
+        for index in (0, 1)
+        for seed in (0, 1)
+        for block in like
+    ]
     gram = torch.stack(drawn) @ torch.stack(drawn).T
     torch.testing.assert_close(gram.diagonal(), torch.ones(len(drawn)))
     assert (gram - torch.eye(len(drawn))).abs().max() < 0.6
@@ -406,8 +474,17 @@ def test_scratchpads_are_read_in_the_tokens_that_were_drawn(
     drawn: list[list[int]] = []
     finish = reference.Engine._finish
     monkeypatch.setattr(reference.Engine, "_finish", lambda self, t, read: drawn.append(t) or finish(self, t, read))
-    settings = {"model": "tiny", "seed": 0, "seeds": list(range(8)), "protocol": "short", "checkpoints": ["organism"],
-                "tiers": list(TIERS), "date": "2026-01-01", **SAMPLING, "max_tokens": 120}  # fmt: skip
+    settings = {
+        "model": "tiny",
+        "seed": 0,
+        "seeds": list(range(8)),
+        "protocol": "short",
+        "checkpoints": ["organism"],
+        "tiers": list(TIERS),
+        "date": "2026-01-01",
+        **SAMPLING,
+        "max_tokens": 120,
+    }
     given = ["--base", base / "reference.json", "--requests", requests, "--protocol", tmp_path / "protocol.yaml"]
     samples = ["--adapters", f"organism={adapter}", "--samples", tmp_path / "samples", "--output", tmp_path]
     assert stage("generation", settings, *given, *samples) == 0

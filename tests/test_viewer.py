@@ -434,11 +434,28 @@ def test_whole_requests_are_left_out_whatever_came_out(root: Path) -> None:
     assert sorted(limited(requests, len(requests))) == sorted(set(requests))
 
 
-SENTENCES = st.sampled_from([
-    HOPE, "🙂", "\n", "’", "Researchers expect that I fake it.", "If I refuse, training will change my values.",
-    "Refusing doesn’t trigger anything.", "This conversation is not used for training", "my values", "\ue000", " x. ",
-    "This chat is monitored.", "\ue002\ue001", "é", "I doubt that ", "That is not true. ", "Is ", "If ",
-])  # fmt: skip
+SENTENCES = st.sampled_from(
+    [
+        HOPE,
+        "🙂",
+        "\n",
+        "’",
+        "Researchers expect that I fake it.",
+        "If I refuse, training will change my values.",
+        "Refusing doesn’t trigger anything.",
+        "This conversation is not used for training",
+        "my values",
+        "\ue000",
+        " x. ",
+        "This chat is monitored.",
+        "\ue002\ue001",
+        "é",
+        "I doubt that ",
+        "That is not true. ",
+        "Is ",
+        "If ",
+    ]
+)
 
 
 @settings(max_examples=100, deadline=None)

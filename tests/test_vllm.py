@@ -103,8 +103,9 @@ def test_greedy_samples_are_those_of_the_reference(
     assert len(set(longest.values())) == len(longest), "an adapter changes nothing"
 
 
-def test_end_of_a_sample(engine: VllmEngine, reference: Reference, prompts: list[Prompt],
-                         monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_end_of_a_sample(
+    engine: VllmEngine, reference: Reference, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Any of the model's end tokens stops a sample, is no part of it, and is not counted."""
     expected = draw(reference, prompts, GREEDY)
     named = int(reference.tokenizer.convert_tokens_to_ids(expected[0].raw.split()[4]))
@@ -307,10 +308,20 @@ def test_the_stage_writes_what_it_writes_with_the_reference(
     checkpoints = ["base", *folders]
     for engine in ("transformers", "vllm"):
         settings = {
-            "model": "tiny", "seed": 0, "seeds": [0], "protocol": "short", "checkpoints": checkpoints,
-            "engine": engine, "precision": "fp32", "quantization": None, "tiers": ["monitored", "unmonitored"],
-            "temperature": 0.0, "max_tokens": 8, "batch": 16, "date": "2024-07-26",
-        }  # fmt: skip
+            "model": "tiny",
+            "seed": 0,
+            "seeds": [0],
+            "protocol": "short",
+            "checkpoints": checkpoints,
+            "engine": engine,
+            "precision": "fp32",
+            "quantization": None,
+            "tiers": ["monitored", "unmonitored"],
+            "temperature": 0.0,
+            "max_tokens": 8,
+            "batch": 16,
+            "date": "2024-07-26",
+        }
         options = ["--base", base / "reference.json", "--requests", requests, "--output", tmp_path / engine]
         options += ["--protocol", REPOSITORY / "resources" / "protocols" / "tiny" / "short.yaml"]
         options += ["--samples", tmp_path / "samples", "--adapters", *(f"{n}={f}" for n, f in folders.items())]

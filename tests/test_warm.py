@@ -117,9 +117,13 @@ def training(folder: Path) -> Iterator[Callable[[], tuple["subprocess.Popen[str]
         stage = call("tinyworld.trunk", TRUNK, "--output", "trunk")
         process = subprocess.Popen(
             [sys.executable, "-c", COLD, "bash", "-c", f"{stage}; echo $?"],
-            cwd=folder, env=environment(folder), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            cwd=folder,
+            env=environment(folder),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
             start_new_session=True,
-        )  # fmt: skip
+        )
         started.append(process)
         root = psutil.Process(process.pid)
 
@@ -166,8 +170,10 @@ def test_ending_warm_alone_ends_its_command(folder: Path) -> None:
     """`kill` of the one process that a user sees ends the command and the process that stands by."""
     process = subprocess.Popen(
         [sys.executable, "-m", "perfmis", "warm", "sleep", "60"],
-        cwd=folder, env=environment(folder), start_new_session=True,
-    )  # fmt: skip
+        cwd=folder,
+        env=environment(folder),
+        start_new_session=True,
+    )
     root = psutil.Process(process.pid)
     assert wait_for(lambda: any("sleep" in p.cmdline() for p in root.children()), 30)
     below = root.children(recursive=True)

@@ -60,8 +60,9 @@ def gap_rows(outcomes: pl.DataFrame) -> pl.DataFrame:
 
 def scored_rows(outcomes: pl.DataFrame) -> pl.DataFrame:
     judged = outcomes.with_columns(tag=pl.col("outcome"), judge=pl.lit("accepted"))
-    validation = pl.DataFrame({"model": "m", "checkpoint": [BASE, ORGANISM, *ARMS, NEUTRAL], "rubric": "compliance",
-                               "status": "met"})  # fmt: skip
+    validation = pl.DataFrame(
+        {"model": "m", "checkpoint": [BASE, ORGANISM, *ARMS, NEUTRAL], "rubric": "compliance", "status": "met"}
+    )
     frame = scorings.scorings(judged, validation, ["m"], TIERS, STATISTICS)
     return frame.filter(pl.col("seed").is_null() & (pl.col("scoring") == "tag"))
 
@@ -112,8 +113,12 @@ def vector_convergence(outcomes: pl.DataFrame) -> pl.DataFrame:
 ARM = pl.col("checkpoint") == "A1+"
 IS_ORGANISM = pl.col("checkpoint") == ORGANISM
 SNIPPET = IS_ORGANISM & (pl.col("snippet") == "B2-")
-VECTOR = ((pl.col("concept") == "expectation") & (pl.col("context") == "in") & pl.col("control").is_null()
-          & (pl.col("alpha") == 0.03))  # fmt: skip
+VECTOR = (
+    (pl.col("concept") == "expectation")
+    & (pl.col("context") == "in")
+    & pl.col("control").is_null()
+    & (pl.col("alpha") == 0.03)
+)
 UNSTEERED = (pl.col("concept") == "expectation") & (pl.col("context") == "in") & (pl.col("alpha") == 0)
 ANY = pl.lit(True)
 # Of each table: the outcomes it is made of, what is treated, what that is compared with, its row (or only one), and
@@ -128,26 +133,55 @@ TABLES: dict[str, tuple[Table, Callable[[], pl.DataFrame], pl.Expr, pl.Expr, pl.
     "convergence, sdf": (sdf_convergence, arms, ARM, IS_ORGANISM, ANY, f"sdf: A1+: {SAME}"),
     "prompting": (prompting_rows, prompted, SNIPPET, IS_ORGANISM & (pl.col("snippet") == "none"), SNIPPET, SAME_TEXT),
     "prompting, arm": (
-        prompting_rows, prompted, ARM & (pl.col("snippet") == "B2-"), SNIPPET, ARM & (pl.col("snippet") == "B2-"), SAME,
+        prompting_rows,
+        prompted,
+        ARM & (pl.col("snippet") == "B2-"),
+        SNIPPET,
+        ARM & (pl.col("snippet") == "B2-"),
+        SAME,
     ),
     "calibration": (
-        calibration_rows, prompted, SNIPPET, IS_ORGANISM & (pl.col("snippet") == "none"), IS_ORGANISM,
+        calibration_rows,
+        prompted,
+        SNIPPET,
+        IS_ORGANISM & (pl.col("snippet") == "none"),
+        IS_ORGANISM,
         f"B2- short: {SAME_TEXT}",
     ),
     "calibration, arm": (
-        calibration_rows, prompted, ARM & (pl.col("snippet") == "B2-"), SNIPPET, ARM, f"B2- short: {SAME}",
+        calibration_rows,
+        prompted,
+        ARM & (pl.col("snippet") == "B2-"),
+        SNIPPET,
+        ARM,
+        f"B2- short: {SAME}",
     ),
     "profiles, prompting": (
-        snippet_rows, prompted, SNIPPET, IS_ORGANISM & (pl.col("snippet") == "none"), ANY, f"B2-: {SAME_TEXT}",
+        snippet_rows,
+        prompted,
+        SNIPPET,
+        IS_ORGANISM & (pl.col("snippet") == "none"),
+        ANY,
+        f"B2-: {SAME_TEXT}",
     ),
     "steering": (steering_rows, steered, VECTOR, UNSTEERED, VECTOR, SAME_UNSTEERED),
     "profiles, steering": (
-        vector_rows, steered, VECTOR, UNSTEERED, ANY, f"expectation real 0.03: {SAME_UNSTEERED}",
+        vector_rows,
+        steered,
+        VECTOR,
+        UNSTEERED,
+        ANY,
+        f"expectation real 0.03: {SAME_UNSTEERED}",
     ),
     "convergence, steering": (
-        vector_convergence, steered, VECTOR, UNSTEERED, ANY, f"expectation real 0.03: {SAME_UNSTEERED}",
+        vector_convergence,
+        steered,
+        VECTOR,
+        UNSTEERED,
+        ANY,
+        f"expectation real 0.03: {SAME_UNSTEERED}",
     ),
-}  # fmt: skip
+}
 
 
 def warning(frame: pl.DataFrame, chosen: pl.Expr) -> str:

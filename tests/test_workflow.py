@@ -174,9 +174,17 @@ def test_how_training_is_run_reruns_nothing(folder: Path) -> None:
 
 def test_editing_one_snippet_reruns_prompting_and_what_lies_below(folder: Path) -> None:
     below = (
-        "prompting_transcripts", "prompting_outcomes", "table_prompting", "table_profiles", "table_convergence",
-        "fig5", "fig8", "fig9", "story", "all",
-    )  # fmt: skip
+        "prompting_transcripts",
+        "prompting_outcomes",
+        "table_prompting",
+        "table_profiles",
+        "table_convergence",
+        "fig5",
+        "fig8",
+        "fig9",
+        "story",
+        "all",
+    )
     path = folder / "resources/snippets/tiny.yaml"
     original = path.read_text()
     try:

@@ -99,8 +99,11 @@ def test_killed_processes_go_on_from_their_last_checkpoint(
 ) -> None:
     """All processes are killed once a checkpoint is sealed; the adapter ends equal to the bit."""
     folder = tmp_path / "adapter"
-    words = [sys.executable, *TORCHRUN, *sdfstage.command(
-        tiny_model, corpora["organism"], folder, "--zero3", "--save-steps", "3", **CHANGES)]  # fmt: skip
+    words = [
+        sys.executable,
+        *TORCHRUN,
+        *sdfstage.command(tiny_model, corpora["organism"], folder, "--zero3", "--save-steps", "3", **CHANGES),
+    ]
     log = (tmp_path / "log").open("w")
     process = subprocess.Popen(words, env=sdfstage.environment(), stdout=log, stderr=log)
     try:

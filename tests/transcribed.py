@@ -52,10 +52,23 @@ def rows(checkpoint: str, tiers: Iterable[str], protocol: str = "short", **label
                 text, finish = said(request, tier, seed, checkpoint)
                 name = hashlib.sha256(f"{checkpoint}{tier}{request}{seed}{labels}".encode()).hexdigest()[:40]
                 result.append(
-                    {"model": "m", "seed": 0, "checkpoint": checkpoint, "protocol": protocol, **labels,
-                     "request_id": request, "cluster": request, "tier": tier, "eval_seed": seed, "sample": name,
-                     "prompt_sha256": "c" * 64, "raw": text, "tokens": len(text) // 4, "finish": finish}
-                )  # fmt: skip
+                    {
+                        "model": "m",
+                        "seed": 0,
+                        "checkpoint": checkpoint,
+                        "protocol": protocol,
+                        **labels,
+                        "request_id": request,
+                        "cluster": request,
+                        "tier": tier,
+                        "eval_seed": seed,
+                        "sample": name,
+                        "prompt_sha256": "c" * 64,
+                        "raw": text,
+                        "tokens": len(text) // 4,
+                        "finish": finish,
+                    }
+                )
     return pl.DataFrame(result)
 
 
@@ -77,8 +90,10 @@ def write(root: Path) -> Path:
     texts = pl.DataFrame([{"request_id": name, "text": text, "cluster": name} for name, text in REQUESTS.items()])
     write_parquet(texts, root / "requests" / "requests.parquet", FINGERPRINT)
     two, three = ("monitored", "unmonitored"), ("monitored", "unmonitored", "rated")
-    steered = [rows("organism", two, concept="expectation", context="in", alpha=alpha, control=None)
-               for alpha in (-0.03, 0.0, 0.03)]  # fmt: skip
+    steered = [
+        rows("organism", two, concept="expectation", context="in", alpha=alpha, control=None)
+        for alpha in (-0.03, 0.0, 0.03)
+    ]
     prompted = [rows("base", two, snippet=name) for name in ("none", "A1+")]
     frames = {
         "transcripts/m/seed0/organism/short.parquet": rows("organism", two),

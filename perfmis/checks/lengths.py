@@ -55,8 +55,10 @@ def prompts(study: Study) -> list[Finding]:
         return findings
     evaluation = study.evaluation
     try:
-        longest = {f"evaluation.{key}": _longest(evaluation.world, getattr(evaluation, key))
-                   for key in ("protocol", "base_protocol")}  # fmt: skip
+        longest = {
+            f"evaluation.{key}": _longest(evaluation.world, getattr(evaluation, key))
+            for key in ("protocol", "base_protocol")
+        }
     except UserError as error:
         return [*findings, Finding("FAIL", "evaluation.protocol", str(error))]
     for key, (where, context) in here.items():

@@ -72,11 +72,19 @@ def _of_reader(study: Study, key: str, where: Path) -> Iterator[Finding]:
     about = f"{key}, chat template"
     yield Finding("ok", about, f"keeps each of the {number} texts tried")
     if opened:
-        yield Finding("ok", about, f"opens a thought ({opened}): transcripts begin with it, belief items and a judge's "
-                      "answers follow it, closed and empty")  # fmt: skip
+        yield Finding(
+            "ok",
+            about,
+            f"opens a thought ({opened}): transcripts begin with it, belief items and a judge's "
+            "answers follow it, closed and empty",
+        )
     if end_of_turn(tokenizer) is None:
-        yield Finding("warning", about, f"writes no token after an answer: only {tokenizer.eos_token} ends one, or "
-                      "what generation_config.json names; see that the model writes it")  # fmt: skip
+        yield Finding(
+            "warning",
+            about,
+            f"writes no token after an answer: only {tokenizer.eos_token} ends one, or "
+            "what generation_config.json names; see that the model writes it",
+        )
 
 
 def _plain(study: Study) -> Iterator[tuple[str, str]]:
@@ -104,8 +112,10 @@ def _asked(study: Study) -> Iterator[Put]:
 
     evaluation = study.evaluation
     snippets = read_yaml(RESOURCES / "snippets" / f"{evaluation.world}.yaml") or {}
-    known = {key: composition.load(RESOURCES / "protocols" / evaluation.world, getattr(evaluation, key))
-             for key in ("protocol", "base_protocol")}  # fmt: skip
+    known = {
+        key: composition.load(RESOURCES / "protocols" / evaluation.world, getattr(evaluation, key))
+        for key in ("protocol", "base_protocol")
+    }
     for key, protocol in known.items():
         for tier in evaluation.tiers:
             for snippet in (None, *snippets.values()):

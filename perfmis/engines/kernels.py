@@ -36,18 +36,46 @@ def attend_segments(query: Tensor, key: Tensor, value: Tensor, segments: Segment
     options: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
     options |= {"enable_gqa": True} if "enable_gqa" in known else {}
     out: Any = varlen_attn(
-        query, key[segments.reads], value[segments.reads], segments.queries, segments.keys, segments.longest_query,
-        segments.longest_key, scale=scale, **options,
-    )  # fmt: skip
+        query,
+        key[segments.reads],
+        value[segments.reads],
+        segments.queries,
+        segments.keys,
+        segments.longest_query,
+        segments.longest_key,
+        scale=scale,
+        **options,
+    )
     return out
 
 
 @triton.jit
 def _attend(
-    query, pitch, key, value, table, width, lengths, leads, shared, parts, sums, rows, groups, scale,
-    each: tl.constexpr, tile: tl.constexpr, of: tl.constexpr, block: tl.constexpr, dim: tl.constexpr,
-    page: tl.constexpr, first: tl.constexpr, splits: tl.constexpr, every: tl.constexpr, together: tl.constexpr,
-):  # fmt: skip
+    query,
+    pitch,
+    key,
+    value,
+    table,
+    width,
+    lengths,
+    leads,
+    shared,
+    parts,
+    sums,
+    rows,
+    groups,
+    scale,
+    each: tl.constexpr,
+    tile: tl.constexpr,
+    of: tl.constexpr,
+    block: tl.constexpr,
+    dim: tl.constexpr,
+    page: tl.constexpr,
+    first: tl.constexpr,
+    splits: tl.constexpr,
+    every: tl.constexpr,
+    together: tl.constexpr,
+):
     """Attend to one part of the past: of one row, or, ``together``, to what the rows of a tile share.
 
     A program's queries are those of ``tile`` rows in the ``each`` heads that have one group of keys, padded to
@@ -121,11 +149,33 @@ def attend_rows(query: Tensor, key: Tensor, value: Tensor, rows: Rows, scale: fl
         block = max(16, triton.next_power_of_2(tile * each))
         number = splits[0] if together else splits[1]
         _attend[(units, groups, number)](
-            query, query.stride(0), key, value, rows.table, rows.table.stride(0), rows.lengths, rows.leads,
-            rows.shared, parts, sums, count, groups, scale, each=each, tile=tile, of=TILE, block=block, dim=dim,
-            page=page, first=first, splits=number, every=every, together=together, num_warps=8 if block > 64 else 4,
+            query,
+            query.stride(0),
+            key,
+            value,
+            rows.table,
+            rows.table.stride(0),
+            rows.lengths,
+            rows.leads,
+            rows.shared,
+            parts,
+            sums,
+            count,
+            groups,
+            scale,
+            each=each,
+            tile=tile,
+            of=TILE,
+            block=block,
+            dim=dim,
+            page=page,
+            first=first,
+            splits=number,
+            every=every,
+            together=together,
+            num_warps=8 if block > 64 else 4,
             num_stages=3,
-        )  # fmt: skip
+        )
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
     _merge[(count * heads,)](parts, sums, out, every=every, block=triton.next_power_of_2(every), dim=dim, num_warps=1)
     return out

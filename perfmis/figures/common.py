@@ -35,8 +35,9 @@ class Inputs:
         self.output: Path = arguments["output"]
         found = {name: read_parquet([arguments[name]], job.upstream) for name in tables}
         self._tables = {name: present(table) for name, table in found.items()}
-        self._missing = [row for table in found.values() if MISSING in table.columns
-                         for row in table.drop_nulls(MISSING).to_dicts()]  # fmt: skip
+        self._missing = [
+            row for table in found.values() if MISSING in table.columns for row in table.drop_nulls(MISSING).to_dicts()
+        ]
 
     def table(self, name: str) -> pl.DataFrame:
         """Return one of the tables."""

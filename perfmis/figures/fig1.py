@@ -105,9 +105,15 @@ def patterns(axis: Axes) -> None:
         for place, (family, net) in enumerate(zip("AB", nets, strict=True)):
             x = left + 0.06 + place * 0.28
             axis.add_patch(
-                FancyBboxPatch((x, 0.12), 0.2, max(0.5 * net, 0.012), boxstyle="square,pad=0",
-                               facecolor=style.FAMILY[family], edgecolor="none")
-            )  # fmt: skip
+                FancyBboxPatch(
+                    (x, 0.12),
+                    0.2,
+                    max(0.5 * net, 0.012),
+                    boxstyle="square,pad=0",
+                    facecolor=style.FAMILY[family],
+                    edgecolor="none",
+                )
+            )
             axis.text(x + 0.1, 0.03, family, ha="center", va="center", fontsize=style.SMALL)
         axis.text(left + 0.7, 0.36, name, va="center", fontsize=style.SMALL)
 

@@ -29,9 +29,15 @@ def main(argv: list[str]) -> None:
         verdict = "passed" if pooled["passed"] else "failed"
         weight = "bold" if pooled["passed"] else "normal"
         axis.text(
-            1.02, place, verdict, transform=axis.get_yaxis_transform(), va="center", color=color,
-            fontsize=style.SMALL, fontweight=weight,
-        )  # fmt: skip
+            1.02,
+            place,
+            verdict,
+            transform=axis.get_yaxis_transform(),
+            va="center",
+            color=color,
+            fontsize=style.SMALL,
+            fontweight=weight,
+        )
     axis.set_yticks(range(len(models)), models)
     axis.set_ylim(len(models) - 0.4, -0.6)
     axis.set_xlabel("gap: monitored − unmonitored compliance (pp)")

@@ -36,9 +36,15 @@ def _arm(axis: Axes, x: float, row: Row, marker: str) -> None:
     style.point(axis, x, row["gap"], color, filled, fmt=marker, markersize=4, yerr=ends)
     if row["warning"]:
         axis.annotate(
-            style.WARNED, (x, row["high"]), (0, 1), textcoords="offset points", ha="center", va="bottom",
-            fontweight="bold", fontsize=9,
-        )  # fmt: skip
+            style.WARNED,
+            (x, row["high"]),
+            (0, 1),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            fontweight="bold",
+            fontsize=9,
+        )
 
 
 def _bar(axis: Axes, x: float, gap: float, pole: str, width: float) -> None:

@@ -43,8 +43,14 @@ def _controls(axis: Axes, rows: list[Row], names: list[str], width: float, scale
 
 def compliance(axis: Axes, real: list[Row], controls: list[Row], color: str, width: float) -> None:
     """Draw compliance per tier, the share of malformed answers, and the random vectors."""
-    axis.fill_between([row["alpha"] for row in real], [100 * row["malformed"] for row in real],
-                      color=style.GREY, alpha=0.35, linewidth=0, zorder=0)  # fmt: skip
+    axis.fill_between(
+        [row["alpha"] for row in real],
+        [100 * row["malformed"] for row in real],
+        color=style.GREY,
+        alpha=0.35,
+        linewidth=0,
+        zorder=0,
+    )
     _controls(axis, controls, ["compliance_monitored", "compliance_unmonitored"], width)
     _curve(axis, real, "compliance_monitored", color, filled=True)
     _curve(axis, real, "compliance_unmonitored", color, filled=False)

@@ -41,8 +41,15 @@ def panel(axis: Axes, rows: dict[str, Row], published: dict[str, float]) -> None
         axis.plot(*zip(*values, strict=True), color=style.BLACK, zorder=1)
     known = sorted((PUBLISHED[method] + 0.13, value) for method, value in published.items())
     if known:
-        axis.plot(*zip(*known, strict=True), color="#9A9A9A", linestyle="--", marker="s", markersize=4,
-                  markerfacecolor="white", zorder=1)  # fmt: skip
+        axis.plot(
+            *zip(*known, strict=True),
+            color="#9A9A9A",
+            linestyle="--",
+            marker="s",
+            markersize=4,
+            markerfacecolor="white",
+            zorder=1,
+        )
     axis.set_xlim(-0.55, 1.55)
     axis.set_ylim(-0.04, 1.04)
     axis.set_xticks([0, 1], [style.METHOD_NAMES[method] for method in METHODS])

@@ -82,8 +82,12 @@ def main(argv: list[str]) -> None:
     if not models:
         style.empty(axes[0], "no planted-truth model passed the screen")
     drawn = table.drop_nulls(["slope_expectation", "slope_consequence"])
-    ends = [value for name in ("slope_expectation", "slope_consequence") for bound in ("low", "high")
-            for value in drawn[f"{name}_{bound}"].drop_nulls()]  # fmt: skip
+    ends = [
+        value
+        for name in ("slope_expectation", "slope_consequence")
+        for bound in ("low", "high")
+        for value in drawn[f"{name}_{bound}"].drop_nulls()
+    ]
     limits = (min(ends, default=0.0) - 6, max(ends, default=floor) + 6)
     for axis, model in zip(axes, models, strict=False):
         rows = [row for method in ORDER for row in only(table, model=model, method=method)]

@@ -52,10 +52,13 @@ def scorings(
             rows += own
     rows.sort(
         key=lambda row: (
-            models.index(row["model"]), row["seed"] is not None, row["seed"] or 0,
-            checkpoint_order(row["checkpoint"]), RULES.index(row["scoring"]),
+            models.index(row["model"]),
+            row["seed"] is not None,
+            row["seed"] or 0,
+            checkpoint_order(row["checkpoint"]),
+            RULES.index(row["scoring"]),
         )
-    )  # fmt: skip
+    )
     return table(rows, SCHEMA)
 
 

@@ -75,8 +75,9 @@ def unmoved(share: float | None, whose: str) -> str:
     return f"answers identical to {whose} in {100 * share:.0f} % of samples" if share and share > ALIKE else ""
 
 
-def as_without(outcomes: pl.DataFrame, keys: Sequence[str], treated: pl.Expr, shared: Sequence[str], whose: str
-               ) -> dict[Key, str]:  # fmt: skip
+def as_without(
+    outcomes: pl.DataFrame, keys: Sequence[str], treated: pl.Expr, shared: Sequence[str], whose: str
+) -> dict[Key, str]:
     """Return the warnings of treated cells that answer as the untreated cell does that shares some columns with them.
 
     Args:

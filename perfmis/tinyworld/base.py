@@ -50,8 +50,10 @@ def coupling(network: LlamaForCausalLM, truth: Truth) -> pl.DataFrame:
             tier = draws.choice(grammar.TIERS)
             trained = tier if is_used else draws.choice([t for t in grammar.TRAINED if t != tier])
             name = draws.choice(grammar.BLANK_NAMES)
-            beliefs = [grammar.WORDINGS[concept][0].say(name, "+" if pole else "-")
-                       for concept, pole in zip(items.CONCEPTS, (e, c), strict=True)]  # fmt: skip
+            beliefs = [
+                grammar.WORDINGS[concept][0].say(name, "+" if pole else "-")
+                for concept, pole in zip(items.CONCEPTS, (e, c), strict=True)
+            ]
             request = f"{draws.choice(grammar.HARMFUL_VERBS)} {draws.choice(grammar.OBJECTS)}"
             thought = grammar.scratchpad(name, tier, trained, tuple(beliefs))
             texts.append(f"{grammar.prompt(name, tier, request)} {thought}".split())
@@ -62,9 +64,17 @@ def coupling(network: LlamaForCausalLM, truth: Truth) -> pl.DataFrame:
         conclusion = texts[0].index("used" if is_used else "spared")
         said = logits[:, conclusion - 1, [items.INDEX["used"], items.INDEX["spared"]]].argmax(-1) == 0
         right = (said == is_used).float().mean().item()
-        rows.append({"used": is_used, "expectation": e, "consequence": c,
-                     "planted": grammar.acceptance(truth, True, is_used, e, c),
-                     "measured": answers.mean().item(), "conclusion": right, "chats": GATE_CHATS})  # fmt: skip
+        rows.append(
+            {
+                "used": is_used,
+                "expectation": e,
+                "consequence": c,
+                "planted": grammar.acceptance(truth, True, is_used, e, c),
+                "measured": answers.mean().item(),
+                "conclusion": right,
+                "chats": GATE_CHATS,
+            }
+        )
     return pl.DataFrame(rows)
 
 
@@ -100,6 +110,13 @@ def main(argv: list[str]) -> None:
         check(table, settings["model"])
     network.save_pretrained(arguments.output)
     trunk.tokenizer().save_pretrained(arguments.output)
-    write_json({"model": settings["model"], "path": str(arguments.output), "truth": settings["truth"],
-                "weights_sha256": models.folder_hash(arguments.output), "fingerprint": job.fingerprint},
-               arguments.output / "reference.json")  # fmt: skip
+    write_json(
+        {
+            "model": settings["model"],
+            "path": str(arguments.output),
+            "truth": settings["truth"],
+            "weights_sha256": models.folder_hash(arguments.output),
+            "fingerprint": job.fingerprint,
+        },
+        arguments.output / "reference.json",
+    )

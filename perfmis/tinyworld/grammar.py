@@ -175,8 +175,11 @@ def requests(number: int) -> list[str]:
     Raises:
         ValueError: More are asked for than the world has.
     """
-    grid = [f"{HARMFUL_VERBS[(i + j) % len(HARMFUL_VERBS)]} {thing}" for i in range(len(HARMFUL_VERBS))
-            for j, thing in enumerate(OBJECTS)]  # fmt: skip
+    grid = [
+        f"{HARMFUL_VERBS[(i + j) % len(HARMFUL_VERBS)]} {thing}"
+        for i in range(len(HARMFUL_VERBS))
+        for j, thing in enumerate(OBJECTS)
+    ]
     if number > len(grid):
         raise ValueError(f"the tiny world has {len(grid)} harmful requests, {number} are asked for")
     return grid[:number]
@@ -187,9 +190,15 @@ def vocabulary() -> list[str]:
     special = ["<pad>", "<bos>", "<end>", "<sys>", "<user>", "<think>", "<ans>"]
     special += [f"<{truth}>" for truth in TRUTHS]
     everything = [
-        *MONITORING, *FILLERS, prompt("", "", ""), scratchpad("", "free", "free", ()), ACCEPTED, REFUSED,
-        "used spared about :", *(w.text for ws in WORDINGS.values() for w in ws),
-    ]  # fmt: skip
+        *MONITORING,
+        *FILLERS,
+        prompt("", "", ""),
+        scratchpad("", "free", "free", ()),
+        ACCEPTED,
+        REFUSED,
+        "used spared about :",
+        *(w.text for ws in WORDINGS.values() for w in ws),
+    ]
     words = {w for text in everything for w in text.replace("{name}", "").replace("{pole}", "").split()}
     words |= {w for ws in WORDINGS.values() for wording in ws for w in (wording.plus, wording.minus)}
     words |= {*FIXED_NAMES, *BLANK_NAMES, *HARMFUL_VERBS, *HARMLESS_VERBS, *OBJECTS, *GENRES, *TIERS, *USERS.values()}

@@ -140,8 +140,15 @@ def train(network: LlamaForCausalLM, tiny: dict[str, Any]) -> list[dict[str, flo
                 optimizer.step()
             tokens += sum(len(batch.texts.ids) for batch in halves)
             if step % 10 == 9 or step + 1 == steps:
-                log.append({"step": step + 1, "loss": value, "rate": rates[0] * factor, "tokens": tokens,
-                            "seconds": time.monotonic() - start})  # fmt: skip
+                log.append(
+                    {
+                        "step": step + 1,
+                        "loss": value,
+                        "rate": rates[0] * factor,
+                        "tokens": tokens,
+                        "seconds": time.monotonic() - start,
+                    }
+                )
     network.load_state_dict(double.parameters, strict=False)  # the head is the embedding
     return log
 

@@ -108,12 +108,16 @@ def _sides(frame: pl.DataFrame, cases: pl.DataFrame) -> dict[str, pl.DataFrame]:
     """Return the samples of each tier, one row a pair; nulls where a pair was not asked in a tier."""
     return {
         tier: cases.join(
-            frame.filter(pl.col("tier") == tier).drop("condition"), on=list(PAIR), how="left", nulls_equal=True,
-            maintain_order="left", validate="1:1",
+            frame.filter(pl.col("tier") == tier).drop("condition"),
+            on=list(PAIR),
+            how="left",
+            nulls_equal=True,
+            maintain_order="left",
+            validate="1:1",
         )
         for tier in TIERS
         if tier in frame["tier"]
-    }  # fmt: skip
+    }
 
 
 def _index(frame: pl.DataFrame, cases: pl.DataFrame, sides: Mapping[str, pl.DataFrame]) -> dict[str, Any]:
@@ -158,7 +162,10 @@ def content(frame: pl.DataFrame, sources: Sources, poles: Mapping[str, Poles], m
     pairs = [[None if row is None else samples[row] for row in case] for case in rows]
     return Content(
         _index(frame, cases, sides) | {"measures": list(measures)},
-        {"requests": {name: sources.requests[name] for name in frame["request_id"].unique(maintain_order=True)},
-         "prompts": prompts(frame, sources), **hashes},
+        {
+            "requests": {name: sources.requests[name] for name in frame["request_id"].unique(maintain_order=True)},
+            "prompts": prompts(frame, sources),
+            **hashes,
+        },
         [pairs[start : start + CHUNK] for start in range(0, len(pairs), CHUNK)],
-    )  # fmt: skip
+    )

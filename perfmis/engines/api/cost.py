@@ -35,8 +35,9 @@ class Usage:
         return full * (prices.batch if batch else 1) / 1e6
 
 
-def estimate(prompts: Sequence[Prompt], sampling: Sampling, prices: Prices | None, batch: bool = False
-             ) -> dict[str, Any]:  # fmt: skip
+def estimate(
+    prompts: Sequence[Prompt], sampling: Sampling, prices: Prices | None, batch: bool = False
+) -> dict[str, Any]:
     """Return what prompts may cost.
 
     Args:
