@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from running import command
 
-from perfmis import provenance
+from perfmis import front, provenance
 from perfmis.study import STATISTICS
 
 # Prints the fingerprint of every stage of the demo study; an argument is a file that overrides keys of it.
@@ -38,7 +38,7 @@ print(json.dumps({name: stage.fingerprint for name, stage in stages.items()}))
 # Imports each module alone, and says which modules of ours were loaded with it and what its closure holds.
 IMPORTS = """
 import importlib, json, sys
-from perfmis import provenance
+from perfmis import front, provenance
 
 result = {}
 ours = lambda: [n for n in sys.modules if n.split(".")[0] == "perfmis" and n != "perfmis.provenance"]
@@ -109,6 +109,17 @@ def test_imports_inside_functions_count() -> None:
     """`corpora` imports the tiny world only where it is asked for; it is part of the closure all the same."""
     assert "perfmis.tinyworld.grammar" in provenance.closure("perfmis.corpora")
     assert "perfmis.tinyworld.optimizer" not in provenance.closure("perfmis.corpora")
+
+
+LIGHT = [entry.name for entry in front.list_entries() if entry.name.startswith(("tables.", "figures."))]
+LIGHT += ["audit", "audit_sample", "outcomes", "requests", "screen", "story", "viewer.page"]
+
+
+@pytest.mark.parametrize("stage", LIGHT)
+def test_what_writes_tables_and_text_does_not_depend_on_engines_or_kernels(stage: str) -> None:
+    closure = provenance.closure(f"perfmis.{stage}")
+    heavy = ("perfmis.engines", "perfmis.kernels", "perfmis.fastpath", "perfmis.training", "perfmis.probes")
+    assert not [module for module in closure if module.startswith(heavy)]
 
 
 @pytest.mark.parametrize(
