@@ -78,8 +78,9 @@ async def accept(graph: Any, reason: str, day: str) -> tuple[list[Acceptance], l
             continue
         if fault := _fault(made, known.shellcmd(job.output[0]), job.shellcmd):
             refused.append(f"{files[0]}: {fault}")
-        else:
-            found.append((job, Acceptance(str(files[0]), *made, taken, reason, day)))
+            continue
+        (origin,) = made
+        found.append((job, Acceptance(str(files[0]), origin, taken, reason, day)))
     if refused:
         return [], refused
     for job, acceptance in found:
