@@ -76,7 +76,7 @@ async def accept(graph: Any, reason: str, day: str) -> tuple[list[Acceptance], l
         made, taken = carries(files), str(job.params.fingerprint)
         if made in ({taken}, set()):
             continue
-        if fault := _fault(made, known.shellcmd(job.output[0]), job.shellcmd):
+        if fault := find_fault(made, known.shellcmd(job.output[0]), job.shellcmd):
             refused.append(f"{files[0]}: {fault}")
             continue
         (origin,) = made
@@ -92,8 +92,14 @@ async def accept(graph: Any, reason: str, day: str) -> tuple[list[Acceptance], l
     return [acceptance for _, acceptance in found], []
 
 
-def _fault(made: set[str], before: str | None, now: str) -> str | None:
-    """Return why a result cannot be taken over, from its fingerprints, and what made it and would make it."""
+def find_fault(made: set[str], before: str | None, now: str) -> str | None:
+    """Return why a result cannot be taken over; None where it can.
+
+    Args:
+        made: The fingerprints that its files carry.
+        before: The command that made it, where that is known.
+        now: The command that would make it.
+    """
     then = settings(before)
     if then is None or len(made) > 1:
         return "it is not known what made it; delete it and run it again"
@@ -102,8 +108,18 @@ def _fault(made: set[str], before: str | None, now: str) -> str | None:
     return None
 
 
+def _decisive(told: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a job without those that decide nothing of what it makes (``run`` in `perfmis.study`)."""
+    result = {key: value for key, value in told.items() if key not in ("batch", "accepted")}
+    if "lora" in result.get("sdf", {}):
+        lora = {key: value for key, value in result["sdf"]["lora"].items() if key != "reach"}
+        result["sdf"] = {**result["sdf"], "lora": lora}
+    return result
+
+
 def _differing(before: dict[str, Any], now: dict[str, Any]) -> str:
     """Return the names of the settings that differ."""
+    before, now = _decisive(before), _decisive(now)
     return ", ".join(sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key)))
 
 

@@ -3,12 +3,15 @@
 The demo is pretended to have run; what Snakemake would run next is asked of Snakemake itself.
 """
 
+import json
+import shlex
 import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import Any
 
 import polars as pl
 import pytest
@@ -18,6 +21,7 @@ from conftest import REPOSITORY
 from running import command, jobs, snakemake
 
 from perfmis import artifacts, carried, story
+from perfmis.accept import find_fault
 
 CONFIGS = ("config/demo.yaml", "kept.yaml")
 PROFILES = "results/demo/tables/profiles.csv"
@@ -103,6 +107,24 @@ def test_what_other_settings_made_is_refused_and_left_alone(folder: Path) -> Non
     assert "other settings made it (sdf)" in said.stderr
     assert to_run(folder, "change.yaml") == before
     assert not (folder / "results/demo/accepted.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "named"),
+    [
+        ({"batch": 1, "seed": 0}, {"batch": 2, "seed": 0}, ""),
+        ({"sdf": {"lora": {"rank": 1, "reach": 0.5}}}, {"sdf": {"lora": {"rank": 1, "reach": 1.0}}}, ""),
+        ({"sdf": {"lora": {"rank": 1, "reach": 0.5}}}, {"sdf": {"lora": {"rank": 2, "reach": 0.5}}}, "sdf"),
+        ({"seed": 0}, {"seed": 0, "mode": "stack"}, "mode"),
+    ],
+)
+def test_only_settings_that_decide_are_compared(then: dict[str, Any], now: dict[str, Any], named: str) -> None:
+    before, after = (
+        f"python -m perfmis x --settings {shlex.quote(json.dumps({'settings': told, 'upstream': []}))} > log 2>&1"
+        for told in (then, now)
+    )
+    fault = find_fault({"0" * 16}, before, after)
+    assert fault == (f"other settings made it ({named}); run it again" if named else None)
 
 
 @pytest.mark.parametrize(
