@@ -4,10 +4,19 @@ import re
 from pathlib import Path
 from typing import Any
 
-from perfmis.artifacts import ACCEPTED, acceptances_of_parquet, read_json, read_one, write_json, write_parquet
+from perfmis.artifacts import (
+    ACCEPTED,
+    acceptances_of_parquet,
+    read_json,
+    read_one,
+    write_bytes,
+    write_json,
+    write_parquet,
+)
 from perfmis.stage import UserError
 
 _COMMENTS = {".svg": "<!-- {} -->\n", ".html": "<!-- {} -->\n", ".rst": "\n.. {}\n"}
+NOTED = (".parquet", ".json")  # hold as what they were taken over, beside their fingerprint
 _LAST = re.compile(r"fingerprint: ([0-9a-f]{16})(?: -->)?\n\Z")
 _TAIL = 64  # characters that hold the last line
 
@@ -61,6 +70,6 @@ def restamp(path: Path, fingerprint: str, acceptance: dict[str, Any]) -> None:
         content = {**read_json(path), "fingerprint": fingerprint, ACCEPTED: [*acceptances(path), acceptance]}
         write_json(content, path)
     else:
-        text = path.read_text()
-        line = comment(path, fingerprint)
-        path.write_text(text[: text.rindex(line.split("fingerprint")[0])] + line)
+        content, line = path.read_bytes(), comment(path, fingerprint).encode()
+        start = content.rindex(line.partition(b"fingerprint")[0])
+        write_bytes(content[:start] + line, path)

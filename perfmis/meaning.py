@@ -9,7 +9,7 @@ import ast
 # What these are called with reaches a person or a log, and no artifact.
 ERRORS = frozenset({"UserError"})
 SPOKEN = frozenset({"print"})
-LOGGERS = frozenset({"logger", "warnings"})
+LOGGERS = frozenset({"logger"})
 HELP = frozenset({"help", "description", "metavar"})
 PROSE = "Prose"
 

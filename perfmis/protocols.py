@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import polars as pl
 from pydantic import AfterValidator, Field, model_validator
 
-from perfmis.artifacts import read_json
+from perfmis.artifacts import ACCEPTED, read_json
 from perfmis.stage import UserError
 from perfmis.typed import Section, read_yaml, validated
 from perfmis.vocabulary import MONITORED, UNMONITORED, Tier
@@ -85,7 +85,8 @@ def load(path: Path | str) -> Protocol:
     """Return the protocol of an artifact (JSON) or of a file of ``resources`` (YAML)."""
     if not str(path).endswith(".json"):
         return parse(read_yaml(path), str(path))
-    return parse({key: value for key, value in read_json(path).items() if key != "fingerprint"}, str(path))
+    kept = {key: value for key, value in read_json(path).items() if key not in ("fingerprint", ACCEPTED)}
+    return parse(kept, str(path))
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:

@@ -186,7 +186,13 @@ def taken_over(acceptances: list[dict[str, Any]]) -> str:
 def _current(records: list[str]) -> list[dict[str, Any]]:
     """Return the acceptances of results that have not been made again since."""
     listed = [one for path in records for one in read_json(path)["accepted"]]
-    return [one for one in listed if (file := Path(one["result"])).exists() and one in carried.acceptances(file)]
+    return [one for one in listed if (file := Path(one["result"])).exists() and _taken(file, one)]
+
+
+def _taken(file: Path, acceptance: dict[str, Any]) -> bool:
+    if file.suffix in carried.NOTED:
+        return acceptance in carried.acceptances(file)
+    return carried.fingerprints(file) == {acceptance["taken"]}
 
 
 def story(

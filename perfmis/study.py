@@ -6,6 +6,7 @@ upstream, so a change reaches exactly what lies below it.
 """
 
 import functools
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,11 +85,17 @@ def _stage(
     files: Iterable[str] = (),
     run: Mapping[str, Any] = MappingProxyType({}),
 ) -> Stage:
-    """Return a stage; ``run`` is told to the job beside ``settings``, but decides nothing of what it makes."""
+    """Return a stage; ``run`` is told to the job beside ``settings``, but decides nothing of what it makes.
+
+    The job's command keeps a hash of what of it is the user's own, settings and files: `perfmis.accept` compares it.
+    """
+    files = list(files)
     made_from = sorted({stage.fingerprint for stage in upstream})
-    told = canonical({"settings": {**settings, **run}, "upstream": made_from})
-    decisive = canonical({"settings": settings, "upstream": made_from})
-    return Stage(told, provenance.fingerprint(f"perfmis.{module}", decisive, files))
+    own = [[file, provenance.data(file)] for file in sorted(map(str, files)) if not file.startswith(f"{RESOURCES}/")]
+    decisive = hashlib.sha256(canonical([settings, own]).encode()).hexdigest()[: provenance.DIGITS]
+    told = canonical({"decisive": decisive, "settings": {**settings, **run}, "upstream": made_from})
+    made_by = canonical({"settings": settings, "upstream": made_from})
+    return Stage(told, provenance.fingerprint(f"perfmis.{module}", made_by, files))
 
 
 def _learnt(sdf: Mapping[str, Any]) -> dict[str, Any]:

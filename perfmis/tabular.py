@@ -20,7 +20,7 @@ from typing import Any
 import polars as pl
 
 from perfmis.encoding import decoded
-from perfmis.stage import Prose, UserError
+from perfmis.stage import UserError
 
 CELL_LIMIT = 2**31 - 1  # characters of a CSV cell; the module csv allows 131,072 unless told otherwise
 
@@ -233,7 +233,7 @@ def is_blank(cell: Any) -> bool:
     return cell is None or (isinstance(cell, str) and not cell.strip())
 
 
-def kind(cell: Any) -> Prose:
+def kind(cell: Any) -> str:
     """Return what a cell holds, in words."""
     match cell:
         case _ if is_blank(cell):

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
-from typing import Any
 
 import polars as pl
 import pytest
@@ -20,10 +19,10 @@ import yaml
 from conftest import REPOSITORY
 from running import command, jobs, snakemake
 
-from perfmis import artifacts, carried, story
-from perfmis.accept import find_fault
+from perfmis import artifacts, carried, protocols, story
+from perfmis.accept import Acceptance, History, find_fault, read_command
 
-CONFIGS = ("config/demo.yaml", "kept.yaml")
+CONFIGS = ("config/demo.yaml",)
 PROFILES = "results/demo/tables/profiles.csv"
 REASON = "a helper has another name"
 
@@ -32,13 +31,9 @@ REASON = "a helper has another name"
 def ran(workdir: Callable[..., Path]) -> Path:
     """A folder in which the demo has been pretended to run."""
 
-    def make(copied: tuple[str, ...]) -> Path:
-        made = workdir(copied)
-        shutil.copy(REPOSITORY / "perfmis/__main__.py", made / "perfmis/called.py")  # the stub takes its place
-        (made / "kept.yaml").write_text(yaml.safe_dump({"screen": {"keep": list(rc.KEPT)}}))
-        return made
-
-    return rc.pretended(make, *CONFIGS)
+    folder = rc.pretended(workdir, *CONFIGS)
+    shutil.copy(REPOSITORY / "perfmis/__main__.py", folder / "perfmis/called.py")  # the stub takes its place
+    return folder
 
 
 @pytest.fixture
@@ -70,7 +65,7 @@ def edit(folder: Path, module: str) -> None:
 def test_accepted_results_and_all_above_them_are_not_made_again(folder: Path) -> None:
     """A change in what trains adapters would train all of them again."""
     edit(folder, "training.py")
-    assert to_run(folder)["arm"] > 0
+    assert to_run(folder)["organism"] > 0
     said = accept(folder, PROFILES)
     assert said.returncode == 0, said.stderr
     left = to_run(folder)
@@ -109,27 +104,86 @@ def test_what_other_settings_made_is_refused_and_left_alone(folder: Path) -> Non
     assert not (folder / "results/demo/accepted.json").exists()
 
 
+def test_what_was_made_from_other_results_than_there_are_now_is_refused(folder: Path) -> None:
+    """The settings of what is read from the organisms tell nothing of how these were trained."""
+    (folder / "change.yaml").write_text(yaml.safe_dump({"organisms": {"sdf": {"learning_rate": 1e-5}}}))
+    changed = (*CONFIGS, "change.yaml")
+    organisms = [f"results/demo/organisms/{model}/seed0/lineage.json" for model in [*rc.KEPT, "indifferent"]]
+    ran = rc.run(folder, *changed, options=["--", *organisms])
+    assert ran.returncode == 0, ran.stderr
+    said = accept(folder, PROFILES, configs=changed)
+    assert said.returncode == 1
+    assert "it was made from other results than there are now" in said.stderr
+    assert to_run(folder, "change.yaml")["screen_transcripts"] > 0
+
+
+def test_what_was_interrupted_goes_on(folder: Path) -> None:
+    """A job of whose files some have been taken over is finished by the next call."""
+    edit(folder, "tables/profiles.py")
+    shutil.copytree(folder / ".snakemake", folder / "before")
+    assert accept(folder, PROFILES).returncode == 0
+    table = folder / "results/demo/tables/profiles.parquet"
+    (acceptance,) = carried.acceptances(table)
+    shutil.rmtree(folder / ".snakemake")
+    shutil.copytree(folder / "before", folder / ".snakemake")
+    assert to_run(folder)["table_profiles"] == 1
+    assert accept(folder, PROFILES).returncode == 0
+    assert "table_profiles" not in to_run(folder)
+    assert carried.acceptances(table) == [acceptance]
+
+
+def test_equal_results_under_several_fingerprints_are_known_as_the_same() -> None:
+    history = History([Acceptance("x", "a", "b", "", ""), Acceptance("x", "b", "a", "", "")])
+    history.add(Acceptance("y", "c", "d", "", ""))
+    assert history.stands_for("a", ["b", "e"])
+    assert history.stands_for("c", ["d"])
+    assert history.stands_for("e", ["e"])
+    assert not history.stands_for("a", ["c", "d"])
+    assert history.took("d")
+    assert not history.took("c")
+
+
+def command_line(settings: object, upstream: list[str], decisive: str = "0") -> str:
+    told = {"decisive": decisive, "settings": settings, "upstream": upstream}
+    return f"python -m perfmis x --settings {shlex.quote(json.dumps(told))} > 'a b.log' 2>&1"
+
+
 @pytest.mark.parametrize(
-    ("then", "now", "named"),
+    ("before", "now", "fault"),
     [
-        ({"batch": 1, "seed": 0}, {"batch": 2, "seed": 0}, ""),
-        ({"sdf": {"lora": {"rank": 1, "reach": 0.5}}}, {"sdf": {"lora": {"rank": 1, "reach": 1.0}}}, ""),
-        ({"sdf": {"lora": {"rank": 1, "reach": 0.5}}}, {"sdf": {"lora": {"rank": 2, "reach": 0.5}}}, "sdf"),
-        ({"seed": 0}, {"seed": 0, "mode": "stack"}, "mode"),
+        (command_line({"batch": 1}, ["u"]), command_line({"batch": 2}, ["u"]), None),
+        (
+            command_line({"a": 1, "b": 1}, [], "0"),
+            command_line({"a": 2, "b": 1}, [], "1"),
+            "other settings made it (a)",
+        ),
+        (command_line({}, [], "0"), command_line({}, [], "1"), "other settings made it (or other files)"),
+        (command_line({}, ["u"]), command_line({}, ["v"]), "it was made from other results"),
+        (command_line({"text": "it's"}, ["u"]), command_line({"text": "it's"}, ["u"]), None),
+        (None, command_line({}, []), "it is not known what made it"),
+        ("python -m perfmis x --settings '{\"settings\": {}}'", command_line({}, []), "it is not known what made it"),
     ],
 )
-def test_only_settings_that_decide_are_compared(then: dict[str, Any], now: dict[str, Any], named: str) -> None:
-    before, after = (
-        f"python -m perfmis x --settings {shlex.quote(json.dumps({'settings': told, 'upstream': []}))} > log 2>&1"
-        for told in (then, now)
-    )
-    fault = find_fault({"0" * 16}, before, after)
-    assert fault == (f"other settings made it ({named}); run it again" if named else None)
+def test_what_made_a_result_is_compared(before: str | None, now: str, fault: str | None) -> None:
+    found = find_fault(read_command(before), read_command(now), ["u", "v"], History([]))
+    assert (found or "").startswith(fault or "")
+    assert (found is None) == (fault is None)
+
+
+def test_protocols_that_were_taken_over_are_read(tmp_path: Path) -> None:
+    """Their reader knows every field."""
+    path = tmp_path / "short.json"
+    content = protocols.load(REPOSITORY / "resources/protocols/tiny/short.yaml").model_dump(mode="json")
+    artifacts.write_json({**content, "fingerprint": "0" * 16}, path)
+    before = protocols.load(path)
+    carried.restamp(path, "1" * 16, {"reason": "r"})
+    assert protocols.load(path) == before
 
 
 @pytest.mark.parametrize(
     ("target", "reason", "line"),
     [
+        ("config", REASON, "error: config: is a folder"),
         ("results/demo/tables/none.csv", REASON, "error: results/demo/tables/none.csv: is not there"),
         (PROFILES, " ", "error: --reason: empty"),
     ],

@@ -38,6 +38,7 @@ OTHER = {
     "a default": ('parser.add_argument("--n", default=1, help="n")', 'parser.add_argument("--n", default=2, help="n")'),
     "an argument's name": ('parser.add_argument("--n", help="n")', 'parser.add_argument("--m", help="n")'),
     "what is computed to be said": ("print(f(1))", "print(f(2))"),
+    "what is added to a list of warnings": ('warnings.append("few samples")', 'warnings.append("many samples")'),
     "a method that is called print": ('page.print("one two")', 'page.print("two one")'),
 }
 
@@ -88,6 +89,26 @@ def test_no_word_that_people_read_counts(path: Path) -> None:
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
             node.value = f"{node.value} and so on"
     assert meaning.of(tree) == meant(path.read_text())
+
+
+def test_no_program_decides_by_what_a_helper_says_to_people() -> None:
+    trees = [ast.parse(path.read_text()) for path in SOURCES]
+    saying = {
+        node.name
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef) and node.returns and ast.unparse(node.returns) == "Prose"
+    }
+    compared = [
+        ast.unparse(node)
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Compare | ast.Match)
+        for called in ast.walk(node.subject if isinstance(node, ast.Match) else node)
+        if isinstance(called, ast.Call) and getattr(called.func, "id", getattr(called.func, "attr", "")) in saying
+    ]
+    assert saying
+    assert not compared
 
 
 @modules

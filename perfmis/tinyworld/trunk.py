@@ -79,7 +79,8 @@ def draw(draws: random.Random, fixed: dict[str, items.Facts], size: int) -> list
     documents = round(size * items.DOCUMENT_SHARE)
     written = [items.document(draws, fixed) for _ in range(documents)]
     chats = sorted((items.chat(draws, fixed) for _ in range(size - documents)), key=lambda chat: len(chat.words))
-    return [_batch(written[i::HALVES], chats[i::HALVES]) for i in range(HALVES)]
+    halves = [(written[i::HALVES], chats[i::HALVES]) for i in range(HALVES)]
+    return [_batch(*half) for half in halves if any(half)]
 
 
 def _batch(documents: list[items.Item], chats: list[items.Item]) -> items.Batch:
