@@ -70,6 +70,5 @@ def restamp(path: Path, fingerprint: str, acceptance: dict[str, Any]) -> None:
         content = {**read_json(path), "fingerprint": fingerprint, ACCEPTED: [*acceptances(path), acceptance]}
         write_json(content, path)
     else:
-        content, line = path.read_bytes(), comment(path, fingerprint).encode()
-        start = content.rindex(line.partition(b"fingerprint")[0])
-        write_bytes(content[:start] + line, path)
+        text, line = path.read_bytes(), comment(path, fingerprint).encode()
+        write_bytes(text[: text.rindex(line.partition(b"fingerprint")[0])] + line, path)
