@@ -333,7 +333,7 @@ def test_commands_hand_harm_on_as_words(harmed: tuple[Path, list[str]], tmp_path
         subprocess.run(["bash", "-c", text], cwd=folder, env={"PATH": path, "WORDS": str(words)}, check=True)
         got += words.read_text().split("\0")
     assert not list(folder.glob("**/pwned"))
-    settings = [json.loads(word) for word in got if word.startswith('{"settings"')]
+    settings = [json.loads(word) for word in got if word.startswith('{"decisive"')]
     assert len(settings) == len(commands)
     told = [value for _, value in values(settings)]
     assert told.count(HARM) > 10
