@@ -224,6 +224,15 @@ def test_trunk_is_the_same_bits_on_every_processor() -> None:
     assert len(bits) == 1
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 32])
+def test_halves_of_a_step_hold_all_that_was_drawn(size: int) -> None:
+    halves = trunk.draw(random.Random(3), items.fixed_facts(0), size)
+    assert sum(len(batch.texts.lengths) for batch in halves) == size
+    assert all(batch.texts.lengths for batch in halves)
+    tokens = [len(batch.texts.ids) for batch in halves]
+    assert size < 32 or max(tokens) < 1.1 * min(tokens), "one thread would wait for the other"
+
+
 def test_trunk_computes_what_transformers_does() -> None:
     """In float64 and without padding: each text's logits are those of a plain Llama that reads it alone."""
     network = trunk.model(TINY)
