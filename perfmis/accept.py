@@ -137,7 +137,8 @@ async def accept(graph: Any, reason: str, day: str, targets: frozenset[str], out
     from perfmis import carried
 
     path = Path(graph.workflow.globals["root"], RECORD)
-    history = History(read_record(path))
+    everything = read_record(path)
+    history = History(everything)
     known = graph.workflow.persistence
     graph.update_jobids()  # a command may hold the number of its job
     waiting = set[Any]()
@@ -165,7 +166,8 @@ async def accept(graph: Any, reason: str, day: str, targets: frozenset[str], out
                 continue
             (origin,) = origins
             acceptance = Acceptance(name, origin, taken, reason, day)
-            record(acceptance, path)  # before the files: what is interrupted goes on from it
+            everything.append(acceptance)
+            write_record(everything, path)  # before the files: what is interrupted goes on from it
             history.add(acceptance)
             outcome.accepted.append(acceptance)
             for file in files:
@@ -205,11 +207,11 @@ def read_record(path: Path) -> list[Acceptance]:
     return [Acceptance(**one) for one in read_json(path)["accepted"]] if path.exists() else []
 
 
-def record(acceptance: Acceptance, path: Path) -> None:
-    """Add an acceptance to a study's record."""
+def write_record(acceptances: Iterable[Acceptance], path: Path) -> None:
+    """Write what a study has taken over."""
     from perfmis.artifacts import write_json
 
-    write_json({"accepted": [asdict(one) for one in [*read_record(path), acceptance]]}, path)
+    write_json({"accepted": [asdict(one) for one in acceptances]}, path)
 
 
 def main(argv: list[str]) -> None:

@@ -5,7 +5,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-PACKAGE = Path(__file__).parent
+from perfmis.provenance import ROOT, module_path
+
 KINDS = {
     "Command": "Commands, for people",
     "Stage": "Stages, which the workflow runs",
@@ -37,13 +38,13 @@ def read_entry(path: Path) -> Entry | None:
 
 def find_entry(name: str) -> Entry | None:
     """Return the stage or command of a name; None where there is none."""
-    path = PACKAGE.joinpath(*name.split(".")).with_suffix(".py")
-    return read_entry(path) if path.is_file() else None
+    path = module_path(f"perfmis.{name}")
+    return read_entry(path) if path else None
 
 
 def list_entries() -> list[Entry]:
     """Return all stages and commands, by kind and name."""
-    found = [entry for path in PACKAGE.rglob("*.py") if (entry := read_entry(path))]
+    found = [entry for path in ROOT.rglob("*.py") if (entry := read_entry(path))]
     return sorted(found, key=lambda entry: (list(KINDS).index(entry.kind), _natural(entry.name)))
 
 

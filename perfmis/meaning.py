@@ -23,7 +23,7 @@ class _Wordless(ast.NodeTransformer):
     """Takes the words out of what is said; what is computed to be said stays.
 
     Args:
-        all: Also single words, which elsewhere could be keys.
+        all_words: Also single words, which elsewhere could be keys.
     """
 
     def __init__(self, *, all_words: bool) -> None:
